@@ -1,0 +1,1 @@
+"""The Celery adapter: where the domain hooks into producers and workers."""

@@ -1,0 +1,30 @@
+"""The look of all tables: plain heads, no boxes, and only cleaned text, never markup."""
+
+from __future__ import annotations
+
+import sys
+from io import TextIOWrapper
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from taskguard.cli.text import clean
+
+
+def console() -> Console:
+    """The console on stdout. What its encoding cannot show is escaped."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    return Console(highlight=False, markup=False, emoji=False)
+
+
+def table() -> Table:
+    """A table as wide as the terminal."""
+    return Table(box=SIMPLE_HEAD, expand=True, padding=0, show_edge=False, header_style="bold")
+
+
+def cell(text: str, style: str = "") -> Text:
+    """Text on one line."""
+    return Text(clean(" ".join(text.split())), style=style)

@@ -1,0 +1,242 @@
+"""The relay: the only thing that takes a message from rest and publishes it.
+
+It leases due messages in one step, publishes them with the broker's confirmation, and only then removes them. Killed
+anywhere in between, it leaves them leased: they come due again when the lease ends, and the claim recognises whatever
+was published twice. Any number of relays share the work. A run whose lease ended is due like any other message.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from taskguard import headers
+from taskguard.clock import Clock, wall_clock
+from taskguard.custody import Leased
+from taskguard.envelope import Envelope
+from taskguard.errors import MessageError, TaskguardError
+from taskguard.events import Event, Observer
+from taskguard.forks import undisturbed
+from taskguard.handover import MAX_TRIES, Dispatch, Handed, Outbox
+from taskguard.ports import MessageStore, Publisher
+
+SWEEP_EVERY = 5.0
+"""Seconds between two sweeps of records whose retention is over; a full sweep is followed by the next at once."""
+
+SWEEP_LIMIT = 500
+
+OUTBOX_BATCH = 500
+"""Rows of an outbox handed over at once."""
+CAREFUL_BATCH = 16
+"""Their number after the broker was away; it doubles with every batch, so that nothing runs it over when it is back."""
+LINGER = 0.003
+"""Seconds to wait for more rows where they come one by one and fast: batches of one cost most."""
+SHORTEST_PAUSE = 0.02
+"""Seconds between two looks at an outbox that cannot tell of its rows, while some come; doubled up to the poll."""
+GLANCE = 0.25
+"""Seconds at most until a relay that waits looks whether it is to stop."""
+
+
+class Relay:
+    """Publishes what is due.
+
+    batch: messages leased at once. lease: seconds after which another relay takes over what this one did not remove.
+    poll: seconds between two looks when nothing was due.
+    outbox: the rows that producers' transactions left in the store, where it has them; ``dispatch`` publishes those.
+    retention: seconds that they are kept when they are published.
+    expire: settles a message that is past its deadline and says whether it did; what it does not is published.
+    """
+
+    def __init__(
+        self,
+        store: Callable[[], MessageStore],
+        publisher: Publisher,
+        *,
+        expire: Callable[[Envelope], bool],
+        notify: Observer,
+        batch: int = 100,
+        lease: float = 15.0,
+        poll: float = 0.25,
+        clock: Clock = wall_clock,
+        outbox: Callable[[], Outbox | None] = lambda: None,
+        dispatch: Dispatch | None = None,
+        outbox_batch: int = OUTBOX_BATCH,
+        retention: float = 0.0,
+    ) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._expire = expire
+        self._notify = notify
+        self._batch = batch
+        self._lease = lease
+        self._poll = poll
+        self._clock = clock
+        self._outbox = outbox
+        self._dispatch = dispatch
+        self._outbox_batch = self._outbox_limit = outbox_batch
+        self._retention = retention
+        self._sweep_at = time.monotonic() + SWEEP_EVERY
+
+    def step(self) -> int:
+        """Take one batch from rest. Returns how many messages are published or settled.
+
+        Raises StoreUnavailable or the broker's error when nothing could be done.
+        """
+        store = self._store()
+        leased = store.take_due(limit=self._batch, lease=self._lease)
+        gone: list[Leased] = []
+        outgoing: list[tuple[Leased, Envelope]] = []
+        for item in leased:
+            try:
+                envelope = Envelope.from_wire(item.wire)
+            except MessageError as exc:
+                self._notify(Event(name="relay_failed", detail=f"record {item.id}: {exc}"))
+                continue
+            late = envelope.deadline_at is not None and envelope.deadline_at <= self._clock()
+            if late and self._expire(envelope):
+                gone.append(item)
+            else:
+                # It has queued once. Somebody waits for it since its worker died, or its slot is now.
+                if item.rescued or headers.bookings(envelope):
+                    envelope = envelope.replace(properties={**envelope.properties, headers.AHEAD: True})
+                outgoing.append((item, envelope))
+        failures = self._publish(outgoing, gone)
+        if gone:
+            store.remove(gone)
+        elif failures:
+            raise failures[0][1]
+        for envelope, failure in failures:
+            self._tell("relay_failed", envelope, f"{type(failure).__name__}: {failure}")
+        return len(gone)
+
+    def _publish(self, outgoing: list[tuple[Leased, Envelope]], gone: list[Leased]) -> list[tuple[Envelope, Exception]]:
+        """Publish what can be, adding it to *gone*. What cannot be comes due again when its lease ends."""
+        failures = []
+        outcomes = self._publisher.publish([envelope for _, envelope in outgoing]) if outgoing else ()
+        for (item, envelope), failure in zip(outgoing, outcomes, strict=True):
+            if failure is None:
+                gone.append(item)
+                self._tell("published", envelope)
+            else:
+                failures.append((envelope, failure))
+        return failures
+
+    def _tell(self, name: str, envelope: Envelope, detail: str = "") -> None:
+        self._notify(Event(name=name, task=envelope.task, task_id=envelope.task_id, key=envelope.key, detail=detail))
+
+    def hand_over(self) -> int:
+        """Publish one batch of the outbox. Returns how many messages were taken, 0 where the broker went away.
+
+        Raises StoreUnavailable or the broker's error when nothing could be done.
+        """
+        handed = self.hand_over_batch()
+        return 0 if handed.away is not None else handed.taken
+
+    def hand_over_batch(self) -> Handed:
+        """As `hand_over`. Returns what became of the batch."""
+        outbox = self._outbox()
+        if outbox is None or self._dispatch is None:
+            return Handed()
+        limit = self._outbox_limit
+        try:
+            handed = outbox.hand_over(self._dispatch, limit=limit, lease=self._lease, retention=self._retention)
+        except Exception:
+            self._outbox_limit = min(CAREFUL_BATCH, self._outbox_batch)
+            raise
+        if handed.away is not None:
+            self._outbox_limit = min(CAREFUL_BATCH, self._outbox_batch)
+            self._notify(Event(name="relay_failed", detail=f"{type(handed.away).__name__}: {handed.away}"))
+        elif handed.taken:
+            self._outbox_limit = min(2 * limit, self._outbox_batch)
+        if handed.published:
+            self._notify(Event(name="published", detail="from the outbox", count=handed.published))
+        for row, refused in handed.refused:
+            dead = row.tries + 1 >= MAX_TRIES
+            detail = f"{type(refused).__name__}: {refused}"
+            with suppress(MessageError):
+                envelope = Envelope.from_wire(row.wire)
+                self._tell("dead_lettered" if dead else "relay_failed", envelope, detail)
+        if handed.later is not None:
+            self._notify(Event(name="relay_failed", detail=f"{type(handed.later).__name__}: {handed.later}"))
+        return handed
+
+    def run(self, stop: threading.Event) -> None:
+        """Relay until *stop* is set. Failures are told and waited out, with backoff up to five seconds."""
+        if self._outbox() is not None and self._dispatch is not None:
+            self._run_with_outbox(stop)
+            return
+        pause = self._poll
+        while not stop.is_set():
+            try:
+                with undisturbed:
+                    moved = self.step()
+                    self._sweep()
+                pause = 0.0 if moved >= self._batch else self._poll
+            except TaskguardError as exc:
+                pause = min(max(2 * pause, self._poll), 5.0)
+                self._notify(Event(name="relay_failed", detail=str(exc)))
+            except Exception as exc:  # noqa: BLE001 (a broker's errors are its transport's; the relay must outlive all)
+                pause = min(max(2 * pause, self._poll), 5.0)
+                self._notify(Event(name="relay_failed", detail=f"{type(exc).__name__}: {exc}"))
+            stop.wait(pause)
+
+    def _run_with_outbox(self, stop: threading.Event) -> None:
+        """As `run`. All that is due is looked for every *poll*, however busy the outbox is, and again at once where it
+        was a whole batch; the outbox also when the database tells of rows.
+        """
+        pause, told, failures, look_at = 0.0, True, 0, 0.0
+        while not stop.is_set():
+            moved, stepped, began = 0, 0, time.monotonic()
+            try:
+                with undisturbed:
+                    look = began >= look_at
+                    if told or (look and self._is_due()):
+                        moved = self.hand_over()
+                        if look:
+                            stepped = self.step()
+                    if look:
+                        look_at = began + (self._poll if stepped < self._batch else 0.0)
+                        self._sweep()
+                failures = 0
+            except Exception as exc:  # noqa: BLE001 (a broker's errors are its transport's; the relay must outlive all)
+                failures += 1
+                text = str(exc) if isinstance(exc, TaskguardError) else f"{type(exc).__name__}: {exc}"
+                self._notify(Event(name="relay_failed", detail=text))
+            if failures:
+                longest = min(self._poll * 2.0**failures, 5.0)
+                stop.wait(random.uniform(longest / 2, longest))  # so that the relays of a fleet do not return as one
+                told = True
+            elif moved >= self._outbox_limit // 2 or stepped >= self._batch:
+                pause, told = 0.0, True
+            elif moved or stepped:
+                stop.wait(LINGER)
+                pause, told = SHORTEST_PAUSE, True
+            else:
+                pause = min(max(2 * pause, SHORTEST_PAUSE), self._poll)
+                told = self._wait(stop, pause)
+                if not told:
+                    look_at = 0.0
+
+    def _is_due(self) -> bool:
+        outbox = self._outbox()
+        due_in = outbox.due_in() if outbox is not None else None
+        return due_in is not None and due_in <= 0
+
+    def _wait(self, stop: threading.Event, seconds: float) -> bool:
+        """Wait for rows. True where the database told of some."""
+        until = time.monotonic() + seconds
+        while not stop.is_set() and (left := until - time.monotonic()) > 0:
+            outbox = self._outbox()
+            if outbox is None:
+                stop.wait(left)
+            elif outbox.wait(min(left, GLANCE)):
+                return True
+        return False
+
+    def _sweep(self) -> None:
+        if time.monotonic() >= self._sweep_at:
+            swept = self._store().expire(limit=SWEEP_LIMIT)
+            self._sweep_at = time.monotonic() + (0.0 if swept >= SWEEP_LIMIT else SWEEP_EVERY)

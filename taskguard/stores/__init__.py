@@ -1,0 +1,76 @@
+"""All stores, chosen by URL."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+from urllib.parse import urlsplit
+
+from taskguard.clock import Clock
+from taskguard.downstream.desk import opens_urls
+from taskguard.errors import ConfigurationError
+from taskguard.ports import DemandStore, MessageStore, PermitStore, RuleStore
+
+SCHEMES = "redis://, rediss://, postgresql+psycopg://, mysql+pymysql://, sqlite:///, memory://"
+ROOMS = {
+    "memory": "Memory",
+    **dict.fromkeys(("redis", "rediss", "unix"), "Redis"),
+    **dict.fromkeys(("postgresql", "postgres", "mysql", "mariadb", "sqlite"), "SQL"),
+}
+
+
+def open_store(
+    url: str, *, namespace: str = "default", timeout: float = 5.0, clock: Clock | None = None
+) -> MessageStore:
+    """The store behind *url*. Nothing is connected yet; `ping` says whether it answers.
+
+    timeout: seconds every call is bounded by.
+    clock: sent as the instant of every operation; without one a store uses its server's clock.
+    Raises ConfigurationError for an unknown scheme or an extra that is not installed.
+    """
+    store: MessageStore = _opened(url, "messages", "Store", namespace, timeout, clock)
+    return store
+
+
+def open_permits(
+    url: str, *, namespace: str = "default", timeout: float = 0.1, clock: Clock | None = None
+) -> PermitStore:
+    """The permits beside the message store behind *url*; as `open_store`, and every call ends within *timeout*."""
+    store: PermitStore = _opened(url, "permits", "Permits", namespace, timeout, clock)
+    return store
+
+
+def open_rules(url: str, *, namespace: str = "default", timeout: float = 5.0, clock: Clock | None = None) -> RuleStore:
+    """The rules beside the message store behind *url*; as `open_store`."""
+    store: RuleStore = _opened(url, "rules", "Rules", namespace, timeout, clock)
+    return store
+
+
+def open_demand(
+    url: str, *, namespace: str = "default", timeout: float = 5.0, clock: Clock | None = None
+) -> DemandStore:
+    """The demand beside the message store behind *url*; as `open_store`."""
+    store: DemandStore = _opened(url, "demand", "Demand", namespace, timeout, clock)
+    return store
+
+
+def _opened(url: str, module: str, kind: str, namespace: str, timeout: float, clock: Clock | None) -> Any:
+    """What is of this kind in the room that the scheme names: all rooms have the same file and class names."""
+    scheme = urlsplit(url).scheme
+    room = ROOMS.get(scheme.split("+")[0])
+    if room is None:
+        raise ConfigurationError(f"store: {url!r} is not a store URL; use one of {SCHEMES}")
+    try:
+        found = getattr(import_module(f"{__name__}.{room.lower()}.{module}"), f"{room}{kind}")
+    except ModuleNotFoundError as exc:
+        missing = exc.name or ""
+        extra = {"redis": "redis", "sqlalchemy": "sql", "psycopg": "sql", "pymysql": "mysql"}.get(missing, "all")
+        raise ConfigurationError(
+            f"store {scheme}:// needs {missing}, which is not installed; pip install 'taskguard[{extra}]'"
+        ) from exc
+    if room == "Memory":
+        return found.shared(namespace, clock=clock)
+    return found.from_url(url, namespace=namespace, timeout=timeout, clock=clock)
+
+
+opens_urls(open_permits)

@@ -1,0 +1,1 @@
+"""What every message store promises: one promise per test, every backend, expectations written by hand."""

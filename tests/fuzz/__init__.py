@@ -1,0 +1,1 @@
+"""Hostile input: what the fuzzers share. Nothing here imports atheris but the harness that needs it."""

@@ -1,0 +1,1 @@
+"""Real workers, real brokers, real stores."""

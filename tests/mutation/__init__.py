@@ -1,0 +1,1 @@
+"""Mutation testing by hand: see ``__main__``."""

@@ -1,0 +1,116 @@
+"""The two statements of every run on a SQL database, which are compiled beforehand and sent past SQLAlchemy."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from taskguard import lifecycle
+from taskguard.custody import Claimed
+from taskguard.envelope import Envelope
+from taskguard.errors import StoreUnavailable
+from taskguard.stores.sql import SQLStore
+from taskguard.stores.sql.database import Database
+from taskguard.stores.sql.dialect import dialect_of
+from tests.clocks import ManualClock
+
+Open = Callable[..., SQLStore]
+SERVERS = ("postgresql", "mariadb")
+
+
+@pytest.fixture(params=["sqlite", *SERVERS])
+def url(request: pytest.FixtureRequest) -> str:
+    """The URL of each database in turn."""
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
+
+
+@pytest.fixture(params=SERVERS)
+def server_url(request: pytest.FixtureRequest) -> str:
+    """The URL of each database server in turn."""
+    found: str = request.getfixturevalue(f"{request.param}_url")
+    return found
+
+
+@pytest.fixture
+def open_store(namespace: str) -> Iterator[Open]:
+    """Open stores of one namespace; they are closed afterwards."""
+    opened: list[SQLStore] = []
+
+    def open_one(url: str, **options: Any) -> SQLStore:
+        opened.append(SQLStore.from_url(url, namespace=namespace, **options))
+        return opened[-1]
+
+    yield open_one
+    for store in opened:
+        store.close()
+
+
+def message(key: str = "order-1") -> Envelope:
+    """A charge of an order."""
+    return Envelope(task="shop.charge", task_id=f"task-{key}", key=key, body=b"[[], {}, {}]")
+
+
+def claim(store: SQLStore, envelope: Envelope) -> int:
+    """Take custody; the token."""
+    answer = store.claim(envelope, holder="worker/1", lease=15, max_crashes=3)
+    assert isinstance(answer, Claimed)
+    return answer.token
+
+
+def test_a_first_claim_writes_what_the_lifecycle_says(url: str, open_store: Open, clock: ManualClock) -> None:
+    """Its statement is compiled beforehand, and most of its columns are constants in it."""
+    store = open_store(url, clock=clock)
+    first = message().replace(headers={"id": "task-1"}, queue="shop", fingerprint="f1", deadline_at=clock() + 60)
+    expected, answer = lifecycle.claim(None, first, holder="worker/1", lease=15, max_crashes=3, now=clock())
+    assert store.claim(first, holder="worker/1", lease=15, max_crashes=3) == answer
+    assert store.find(first.id) == expected
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "mysql"])
+def test_a_claim_at_an_unreachable_server_may_be_repeated(scheme: str, open_store: Open) -> None:
+    """It is told as of any other operation: the store is unavailable, and nothing is wrong with the message."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    store = open_store(f"{scheme}://app@127.0.0.1:{port}/shop", timeout=2.0, clock=ManualClock())
+    with pytest.raises(StoreUnavailable):
+        claim(store, message())
+
+
+def test_a_completion_that_is_interrupted_leaves_no_half_read_answer(
+    server_url: str, namespace: str, open_store: Open
+) -> None:
+    """A soft time limit can strike while it waits for the row: it may be repeated, and what follows is not misled."""
+    store = open_store(server_url)
+    token = claim(store, message())
+    holder = Database(dialect_of(server_url), timeout=5.0, clock=None)
+
+    class SoftTimeLimit(Exception):
+        pass
+
+    def strike(*_: Any) -> None:
+        raise SoftTimeLimit
+
+    def complete_meanwhile(connection: Connection) -> None:
+        lock = text("UPDATE taskguard_messages SET crashes = 9 WHERE namespace = :namespace")
+        connection.execute(lock, {"namespace": namespace})
+        before = signal.signal(signal.SIGALRM, strike)
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        try:
+            with pytest.raises(SoftTimeLimit):
+                store.complete(message().id, token, result=b"1", retention=60)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+    holder.run(complete_meanwhile, transaction=True)
+    holder.close()
+    assert store.complete(message().id, token, result=b"1", retention=60)
+    assert store.find(message("other").id) is None
+    claim(store, message("other"))

@@ -1,0 +1,1 @@
+"""Runnable Celery workers: the tested examples, and what `taskguard demo` runs."""
