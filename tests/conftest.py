@@ -27,6 +27,27 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             services.require(name)
 
 
+class Teller:
+    """Says of a failure what it was when it happens: a run that is broken off at its time limit has no summary."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Called for each report, in the process that shows them."""
+        if report.outcome not in ("passed", "skipped"):
+            self._terminal.write_line("")
+            self._terminal.write_line(f"{report.outcome.upper()} {report.nodeid} ({report.when})\n{report.longrepr}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell of failures at once where people wait for nothing: under xdist, and in CI."""
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and config.getoption("numprocesses", None):
+        config.pluginmanager.register(Teller(terminal))
+
+
 @pytest.fixture
 def namespace() -> str:
     """A name that no other test has."""

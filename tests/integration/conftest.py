@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,6 +19,7 @@ from tests import services
 from tests.contracts.permits import MicroClock
 from tests.integration.servers import PrivateRedis
 from tests.integration.site import Site
+from tests.proof.draw import seed
 
 BROKERS = ("redis", "rabbitmq")
 STORES = ("redis", "postgresql", "mariadb", "sqlite")
@@ -29,12 +32,42 @@ def pairs(*chosen: tuple[str, str]) -> list[Any]:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a matrix, the first pair alone is smoke: the other servers are for the whole suite."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of a matrix, a module plays one store with each broker, drawn by ``PROOF_SEED``; ``PROOF_ALL=1`` plays all.
+
+    The first pair alone is smoke: the other servers are for the whole suite.
+    """
+    matrices: dict[str, set[tuple[str, str]]] = {}
     for item in items:
-        callspec = getattr(item, "callspec", None)
-        if callspec is not None and callspec.params.get("site", SMOKE_PAIR) != SMOKE_PAIR:
-            item.own_markers = [mark for mark in item.own_markers if mark.name != "smoke"]
+        pair = _pair(item)
+        if pair is not None:
+            matrices.setdefault(item.path.stem, set()).add(pair)
+            if pair != SMOKE_PAIR:
+                item.own_markers = [mark for mark in item.own_markers if mark.name != "smoke"]
+    if os.environ.get("PROOF_ALL", "") not in ("", "0"):
+        return
+    drawn = {module: _drawn(module, matrix) for module, matrix in matrices.items()}
+    left = [item for item in items if _pair(item) in drawn.get(item.path.stem, {None}) | {None} or _is_smoke(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(left)])
+    items[:] = left
+
+
+def _pair(item: pytest.Item) -> tuple[str, str] | None:
+    callspec = getattr(item, "callspec", None)
+    pair = None if callspec is None else callspec.params.get("site")
+    return pair if isinstance(pair, tuple) else None
+
+
+def _is_smoke(item: pytest.Item) -> bool:
+    return item.get_closest_marker("smoke") is not None
+
+
+def _drawn(module: str, matrix: set[tuple[str, str]]) -> set[tuple[str, str] | None]:
+    chance = random.Random(f"{seed()} {module}")
+    by_broker: dict[str, list[tuple[str, str]]] = {}
+    for pair in sorted(matrix):
+        by_broker.setdefault(pair[0], []).append(pair)
+    return {chance.choice(each) for each in by_broker.values()}
 
 
 @pytest.fixture(scope="module", params=pairs(*product(BROKERS, STORES)))

@@ -15,8 +15,8 @@ def pytest_report_header() -> str:
     return f"{draw.VARIABLE}={draw.seed()}"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """Stages that rows of the same setup share."""
+    """The stage that rows of the same setup share."""
     with House(tmp_path_factory.mktemp("proof")) as house:
         yield house

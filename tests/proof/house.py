@@ -1,4 +1,4 @@
-"""The house: opens stages, lets rows of the same setup share one, and leaves nothing on the servers."""
+"""The house: opens a stage, lets rows of the same setup share it, and leaves nothing on the servers."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from tests.proof.stage import Stage
 
 
 class House:
-    """One a process. Rows of the same setup on the same place share a stage, and with it the workers that live."""
+    """One a process. Rows of the same setup on the same place share a stage, and with it the workers that live.
+
+    They are played one after the other: a stage is closed when a row needs another, for its workers hold connections.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._stack = ExitStack()
-        self._open: dict[str, tuple[Stage, ExitStack]] = {}
+        self._open: tuple[str, Stage, ExitStack] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        for key in list(self._open):
-            self._close(key)
+        self._close()
         self._stack.close()
 
     def play(self, row: Row, contestant: Contestant, place: Place) -> Outcome:
@@ -39,21 +41,23 @@ class House:
         if row.alone or row.private or contestant == "stock":
             with ExitStack() as stack:
                 return self._act(self._make(stack, row, contestant, place))
-        key = stage_key(row, place)
-        if key not in self._open:
-            stack = ExitStack()
-            try:
-                self._open[key] = (self._make(stack, row, contestant, place), stack)
-            except BaseException:
-                stack.close()
-                raise
-        stage = self._open[key][0]
+        stage = self._shared(row, contestant, place)
         stage.row = row
         try:
             return self._act(stage)
         except BaseException:
-            self._close(key)
+            self._close()
             raise
+
+    def _shared(self, row: Row, contestant: Contestant, place: Place) -> Stage:
+        key = stage_key(row, place)
+        if self._open is not None and self._open[0] == key:
+            return self._open[1]
+        self._close()
+        with ExitStack() as stack:
+            stage = self._make(stack, row, contestant, place)
+            self._open = key, stage, stack.pop_all()
+        return stage
 
     def _act(self, stage: Stage) -> Outcome:
         stage.faults.clear()
@@ -62,9 +66,10 @@ class House:
         assert stage.faults, f"row {stage.row.number} never asserted that its fault fired"
         return outcome
 
-    def _close(self, key: str) -> None:
-        _, stack = self._open.pop(key)
-        stack.close()
+    def _close(self) -> None:
+        shut, self._open = self._open, None
+        if shut is not None:
+            shut[2].close()
 
     @cached_property
     def _rabbitmq(self) -> str:
