@@ -6,13 +6,17 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from typing import Any, Self
 
 from taskguard.clock import seconds
 from taskguard.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
 
 PREFIX = "taskguard_"
 _WORD = re.compile(r"[^\s{}]+")
@@ -77,12 +81,16 @@ class Settings:
 
     @classmethod
     def read(cls, given: Mapping[str, Any], conf: Mapping[str, Any], environ: Mapping[str, str]) -> Self:
-        """Merge arguments, Celery configuration and environment. Raises ConfigurationError for an unknown name."""
+        """Merge arguments, Celery configuration and environment. Raises ConfigurationError for an unknown name.
+
+        Not for one in the environment, where the prefix may be anybody's: what looks misspelt there is warned of.
+        """
         names = [f.name for f in fields(cls)]
         configured = [str(key).removeprefix(PREFIX) for key in conf if str(key).startswith(PREFIX)]
         for name in (*given, *configured):
             if name not in names:
                 raise ConfigurationError(f"{name!r} is not a taskguard setting; known are {', '.join(names)}")
+        _warn_of_misspelt(environ, names)
         merged: dict[str, Any] = {}
         for name in names:
             for value in (given.get(name), conf.get(f"{PREFIX}{name}"), environ.get(f"TASKGUARD_{name.upper()}")):
@@ -90,6 +98,15 @@ class Settings:
                     merged[name] = value
                     break
         return cls(**merged)
+
+
+def _warn_of_misspelt(environ: Mapping[str, str], names: Sequence[str]) -> None:
+    for variable in environ:
+        name = variable.lower().removeprefix(PREFIX)
+        if not variable.startswith(PREFIX.upper()) or name in names:
+            continue
+        for meant in get_close_matches(name, names, n=1, cutoff=0.8):
+            logger.warning("%s is no setting and has no effect; is TASKGUARD_%s meant?", variable, meant.upper())
 
 
 def _count(name: str, value: object) -> int:

@@ -75,6 +75,12 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
         Settings.read({"leese": 10}, {}, {})
 
 
+def test_what_looks_misspelt_in_the_environment_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Once, with the name that is meant; what others call by the prefix is left alone."""
+    Settings.read({}, {}, {"TASKGUARD_LEESE": "3", "TASKGUARD_STORE_PORT": "tcp://10.0.0.1", "TASKGUARD_LEASE": "4"})
+    assert caplog.messages == ["TASKGUARD_LEESE is no setting and has no effect; is TASKGUARD_LEASE meant?"]
+
+
 def test_settings_of_others_are_left_alone() -> None:
     """Celery's configuration and the environment hold much that is not ours."""
     settings = Settings.read({}, {"task_acks_late": True, "lease": 99}, {"LEASE": "99", "PATH": "/bin"})
