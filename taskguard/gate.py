@@ -189,12 +189,13 @@ class Gate:
 
         *step*: the same in the run's own transaction, which it commits.
         """
-        id, token, terms = custody.envelope.id, custody.token, _terms(custody)
+        id, retention = custody.envelope.id, _terms(custody).retention
         return self._exit(
             custody,
-            step or (lambda: self.store.complete(id, token, result=result, retention=terms.retention, entry=entry)),
+            step or (lambda: self.store.complete(id, custody.token, result=result, retention=retention, entry=entry)),
             Done(value),
             "completed",
+            repeatable=step is None,
         )
 
     def retry(self, custody: Custody, following: Envelope, *, due_at: float, error: BaseException | None) -> Settlement:
@@ -258,6 +259,7 @@ class Gate:
             Discarded(why),
             "discarded",
             why,
+            repeatable=step is None,
         )
 
     def crash(self, custody: Custody, error: BaseException) -> Settlement:
@@ -279,14 +281,36 @@ class Gate:
         return not custody.lost
 
     def _exit(
-        self, custody: Custody, step: Callable[[], bool], settlement: Settlement, name: str, detail: str = ""
+        self,
+        custody: Custody,
+        step: Callable[[], bool],
+        settlement: Settlement,
+        name: str,
+        detail: str = "",
+        *,
+        repeatable: bool = True,
     ) -> Settlement:
-        if not self._patiently(step):
+        if not self._patiently(step) and not (repeatable and self._reclaimed(custody) and self._patiently(step)):
             custody.lost = True
             return self._told(custody.envelope, Discarded(Drop.CUSTODY_LOST), "custody_lost")
         if not isinstance(settlement, (Retried, Deferred)):
             self._release_name(custody.envelope, _terms(custody))
         return self._told(custody.envelope, settlement, name, detail)
+
+    def _reclaimed(self, custody: Custody) -> bool:
+        """Whether the store had forgotten the run, which has custody anew: a server that crashes may lose its last
+        moment, and the broker's copy, acknowledged now, would be the last trace of the message."""
+        if self._patiently(lambda: self.store.find(custody.envelope.id)) is not None:
+            return False
+        lease, max_crashes = self._settings.lease, _terms(custody).max_crashes
+        answer = self._patiently(
+            lambda: self.store.claim(custody.envelope, holder=custody.holder, lease=lease, max_crashes=max_crashes)
+        )
+        if not isinstance(answer, Claimed):
+            return False
+        custody.token, custody.lost = answer.token, False
+        self._tell(custody.envelope, "reclaimed", "the store had forgotten the run")
+        return True
 
     def _release_name(self, envelope: Envelope, terms: Terms) -> None:
         """Let the unique name go that was held while the task was queued or running."""

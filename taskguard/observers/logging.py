@@ -15,6 +15,7 @@ _LEVELS = {
     "announce_failed": logging.WARNING,
     "acknowledge_failed": logging.WARNING,
     "custody_lost": logging.WARNING,
+    "reclaimed": logging.WARNING,
     "store_unavailable": logging.WARNING,
     "relay_failed": logging.WARNING,
     "permits_down": logging.WARNING,

@@ -93,6 +93,15 @@ def _declare(app: Celery, journal: Journal) -> None:
         finished(self)
         return "second time"
 
+    @app.task(bind=True, name="held_and_retried", base=ReliableTask, shared=False, max_retries=3)
+    def held_and_retried(self: ReliableTask, gate: str) -> str:
+        started(self)
+        journal.wait_at(gate)
+        if self.request.retries == 0:
+            raise self.retry(countdown=0.1)
+        finished(self)
+        return gate
+
     @app.task(bind=True, name="add", base=ReliableTask, shared=False)
     def add(self: ReliableTask, left: object, right: object) -> str:
         started(self)

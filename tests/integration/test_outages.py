@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from celery.result import AsyncResult
+from redis import Redis
 
 from tests import services
 from tests.integration.conftest import pairs
@@ -112,6 +113,21 @@ def test_a_server_killed_twice_under_load_loses_and_repeats_nothing(mortal: tupl
     starts = [len(site.started(result)) for result in results]
     assert max(starts) <= 3, f"two kills, and {max(starts)} starts of one task"
     assert not any(site.letters(result.id) for result in results)
+
+
+def test_a_store_that_forgot_a_run_is_told_how_it_ended(frail: Site, private_store: PrivateRedis) -> None:
+    """Emptied in the middle of two runs: one completes and one rests for its retry, though nobody knew of them."""
+    frail.start_worker()
+    gate = uuid.uuid4().hex
+    completing, retrying = frail.send("held", gate), frail.send("held_and_retried", gate)
+    for result in (completing, retrying):
+        frail.wait_started(result)
+    with Redis.from_url(private_store.url) as client:
+        client.flushdb()
+    frail.journal.open(gate)
+    frail.assert_done_once(completing, "held", starts=1)
+    frail.assert_done_once(retrying, "held_and_retried", starts=2)
+    assert len(frail.told("reclaimed", completing)) == len(frail.told("reclaimed", retrying)) == 1
 
 
 def test_a_frozen_store_delays_and_repeats_nothing(frail: Site, private_store: PrivateRedis) -> None:

@@ -33,6 +33,11 @@ class SwitchableStore(MemoryStore):
         return answer
 
 
+    def forget(self, id: str) -> None:
+        """Have no record of it, as a server that crashed before it wrote that down."""
+        super()._run(lambda unit: unit.delete(id))
+
+
 class House:
     """A gate over process memory, with the clock, the events and the pauses in the test's hands."""
 

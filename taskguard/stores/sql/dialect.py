@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import URL, Engine, Table, create_engine, event, make_url
+from sqlalchemy import URL, Engine, Table, TextClause, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.exc import ArgumentError, DBAPIError
@@ -44,6 +44,8 @@ class Dialect(ABC):
     commit: tuple[str, ...] = ("COMMIT",)
     now: str | None = None
     """A query for the server's epoch milliseconds. None: the database runs in this process, and its clock is ours."""
+    unhurried: tuple[TextClause, ...] = ()
+    """Conditions that are always true, and have the commit of their statement reach the disk with the next."""
     in_use: AbstractContextManager[object] = nullcontext()
     """Held while a connection is opened, used and given back."""
 
@@ -81,9 +83,15 @@ class Dialect(ABC):
 
 
 class PostgreSQL(Dialect):
-    """PostgreSQL 13 and newer, over psycopg 3."""
+    """PostgreSQL 13 and newer, over psycopg 3.
+
+    Transactions are on the disk when they end, but for a first claim, whose message the broker still has: that gets
+    there with whatever is next, the run's completion at the latest. A server that crashes in between forgets that the
+    run began, and its end claims it anew (`Gate`).
+    """
 
     now = "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
+    unhurried = (text("set_config('synchronous_commit', 'off', true) = 'off'"),)
     _REFUSED = re.compile(r"authentication failed|does not exist|no pg_hba\.conf entry|no password supplied|permission")
 
     def engine(self, timeout: float) -> Engine:

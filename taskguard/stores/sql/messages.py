@@ -114,7 +114,8 @@ class SQLStore(RecordStore):
         self._database = database
         self._namespace = namespace
         self.outbox = SQLOutbox(database, namespace)
-        insert_new = database.dialect.insert_new(messages).from_select(list(_NEW), _NEW_UNLESS_REVOKED)
+        new = _NEW_UNLESS_REVOKED.where(*database.dialect.unhurried)
+        insert_new = database.dialect.insert_new(messages).from_select(list(_NEW), new)
         self._insert_new = database.prompt(insert_new)
         self._complete = database.prompt(_COMPLETE)
         self._engine_for_runs: Engine | None = None
