@@ -3,18 +3,20 @@
     POST /charges   {"order_id", "amount"}, header Idempotency-Key   201 charged, 200 charged before, 403 frozen, 422
     POST /refunds   {"charge_id"}                                    200, 404
     GET  /                                                           the books' totals and the troubles in force
-    POST /admin     {"down_for", "retry_after", "delay", "slow", "frozen", "honour_keys"}, each optional
+    POST /admin     {"down_for", "retry_after", "limit", "delay", "slow", "frozen", "honour_keys"}, each optional
 
-It is flaky when told to be: ``down_for`` seconds it answers 503 with ``Retry-After``; ``delay`` slows every charge;
-``slow`` maps an order to the seconds between its charge and its answer: long enough to kill the worker that asked;
-orders in ``frozen`` are refused for good.
+It is flaky when told to be: ``down_for`` seconds it answers 503 with ``Retry-After``; ``limit`` is how many charges it
+answers in a second, 429 the others; ``delay`` slows every charge; ``slow`` maps an order to the seconds between its
+charge and its answer: long enough to kill the worker that asked; orders in ``frozen`` are refused for good.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import threading
 import time
+from collections import deque
 from dataclasses import asdict, dataclass, field, fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,6 +33,7 @@ class Troubles:
 
     down_until: float = 0.0
     retry_after: int = 1
+    limit: int | None = None
     delay: float = 0.0
     slow: dict[str, float] = field(default_factory=dict)
     frozen: list[str] = field(default_factory=list)
@@ -48,6 +51,8 @@ class Bank(ThreadingHTTPServer):
         self.path = str(books)
         self.books = Books(books)
         self.troubles = Troubles()
+        self._lock = threading.Lock()
+        self._last: deque[float] = deque()
 
     def charge(self, order: dict[str, Any], *, key: str | None, caller: str) -> Answer:
         """Answer one request for a charge, and write it into the books whatever the answer is."""
@@ -64,6 +69,8 @@ class Bank(ThreadingHTTPServer):
         time.sleep(troubles.delay)
         if time.monotonic() < troubles.down_until:
             return 503, {"error": "the bank is down"}, {"Retry-After": str(troubles.retry_after)}
+        if troubles.limit is not None and self._exceeds(troubles.limit):
+            return 429, {"error": f"more than {troubles.limit} charges a second"}, {"Retry-After": "1"}
         if order_id in troubles.frozen:
             return 403, {"error": "account frozen"}, {}
         try:
@@ -74,6 +81,17 @@ class Bank(ThreadingHTTPServer):
             return 200, {"charge_id": charge.id}, {"Idempotent-Replayed": "true"}
         time.sleep(troubles.slow.get(order_id, 0.0))
         return 201, {"charge_id": charge.id}, {}
+
+    def _exceeds(self, limit: int) -> bool:
+        """Whether the last second has seen as many as that; else this one is the next of them."""
+        with self._lock:
+            now = time.monotonic()
+            while self._last and self._last[0] <= now - 1:
+                self._last.popleft()
+            if len(self._last) >= limit:
+                return True
+            self._last.append(now)
+            return False
 
     def refund(self, request: dict[str, Any]) -> Answer:
         """Give a charge back; doing it again changes nothing."""

@@ -1,7 +1,7 @@
 """The same charge on plain Celery, as its documentation recommends: late acknowledgement, retries with backoff.
 
 `taskguard demo --stock` puts the same orders through this. The bank gets the task's id as its idempotency key: the only
-name of a piece of work that plain Celery has.
+name of a piece of work that plain Celery has. Its rate limit is each worker's, so two have half of the bank's each.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ app.conf.update(task_acks_late=True, worker_prefetch_multiplier=1, broker_connec
 
 @app.task(
     bind=True,
+    rate_limit="28/s",
     autoretry_for=(bank_client.BankUnavailable,),
     max_retries=10,
     retry_backoff=True,

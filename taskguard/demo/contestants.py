@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 from taskguard.deadletters import DeadLetters
 from taskguard.demo.ledger import Ends
 from taskguard.demo.orders import Order
-from taskguard.ports import MessageStore
+from taskguard.ports import MessageStore, PermitStore
 from taskguard.record import State
 
 LEASE = 3.0
@@ -34,6 +34,9 @@ class Contestant(Protocol):
     def unsettled(self, placed: Sequence[Order]) -> int:
         """How many messages of the orders placed so far it knows to be unfinished, or knows nothing of."""
 
+    def spares_the_bank(self) -> bool:
+        """Whether it has given up calling the bank for now, but for probes."""
+
     def failures(self, orders: Iterable[Order]) -> Mapping[str, str]:
         """The failures that are visible now: the reason, by task id."""
 
@@ -42,16 +45,18 @@ class Contestant(Protocol):
 
 
 class Guarded:
-    """Celery with taskguard: what it knows is in the store."""
+    """Celery with taskguard: what it knows is in the stores."""
 
     title = "taskguard"
     target = "workers.app"
 
-    def __init__(self, store: MessageStore) -> None:
-        from workers.payments import charge
+    def __init__(self, store: MessageStore, permits: PermitStore) -> None:
+        from workers.payments import bank, charge
 
         self.charge: Any = charge
+        self._bank = bank.name
         self._store = store
+        self._permits = permits
 
     def environ(self) -> Mapping[str, str]:
         return {"CHAOS_VISIBILITY_TIMEOUT": str(VISIBILITY_TIMEOUT)}
@@ -62,6 +67,9 @@ class Guarded:
     def unsettled(self, placed: Sequence[Order]) -> int:
         depths = self._store.depths()
         return sum(depths[state].count for state in (State.PENDING, State.PUBLISHED, State.RUNNING))
+
+    def spares_the_bank(self) -> bool:
+        return self._permits.circuit(self._bank).state in ("open", "half_open")
 
     def failures(self, orders: Iterable[Order]) -> Mapping[str, str]:
         return {it.record.task_id: it.failure.reason.value for it in DeadLetters(self._store).select()}
@@ -104,6 +112,9 @@ class Stock:
 
     def unsettled(self, placed: Sequence[Order]) -> int:
         return len({task_id for order in placed for task_id in order.task_ids} - self._seen.keys())
+
+    def spares_the_bank(self) -> bool:
+        return False
 
     def failures(self, orders: Iterable[Order]) -> Mapping[str, str]:
         if time.monotonic() - self._looked_at >= 1.0:

@@ -60,6 +60,12 @@ class BankBooks:
             for order_id in answers.keys() | charges.keys()
         }
 
+    def turned_away(self, *, since: float) -> int:
+        """How many calls since that instant were answered 503."""
+        with self._open() as db:
+            counted = db.execute("SELECT count(*) FROM calls WHERE status = 503 AND at >= ?", (since,))
+            return int(counted.fetchone()[0])
+
     def in_hand(self, caller: str = "", *, within: float = 3600.0) -> list[tuple[str, str]]:
         """Orders whose money is taken and whose caller has no answer yet, each with its caller.
 
@@ -92,10 +98,11 @@ class Ends:
 class Reckoning:
     """One column of the final table. Counts, but for ``seconds``.
 
-    sent counts messages, delivered how often one was handed to a worker. unavailable, refused and repeated are calls:
-    answered 503, answered 403, and those whose key the bank had charged before. suppressed are duplicates that never
-    reached the bank. held are orders in the hands of the worker that was killed, rescued those of them that were
-    finished by another. hidden are lost orders whose message the broker still keeps in a dead worker's name.
+    sent counts messages, delivered how often one was handed to a worker. unavailable, limited, refused and repeated are
+    calls: answered 503, 429 and 403, and those whose key the bank had charged before. probes are those of the
+    unavailable that were made after the circuit had opened. suppressed are duplicates that never reached the bank. held
+    are orders in the hands of the worker that was killed, rescued those of them that were finished by another. hidden
+    are lost orders whose message the broker still keeps in a dead worker's name.
     """
 
     orders: int
@@ -104,6 +111,8 @@ class Reckoning:
     delivered: int
     calls: int
     unavailable: int
+    probes: int
+    limited: int
     refused: int
     repeated: int
     charges: int
@@ -151,6 +160,7 @@ def reckon(
     deliveries: Counter[str],
     held: Sequence[str],
     hidden: Set[str],
+    probes: int,
     seconds: float,
 ) -> Reckoning:
     """Account for every order. *held* are ids of orders, *hidden* of tasks, *deliveries* counts by task id."""
@@ -173,6 +183,8 @@ def reckon(
         delivered=deliveries.total(),
         calls=answers.total(),
         unavailable=answers[503],
+        probes=probes,
+        limited=answers[429],
         refused=answers[403],
         repeated=answers[200],
         charges=sum(bank.charges for bank in books.values()),

@@ -23,7 +23,7 @@ from taskguard.demo.report import as_json, print_closing, print_report
 from taskguard.demo.screen import make_screen
 from taskguard.demo.servers import BankLine, administer, start_redis
 from taskguard.errors import ConfigurationError
-from taskguard.stores import open_store
+from taskguard.stores import open_permits, open_store
 
 REDIS = ("redis://", "rediss://")
 
@@ -78,7 +78,8 @@ class Performance:
         os.environ.update(environ)
         store = open_store(places.store, namespace=namespace)
         store.ping()
-        columns = {"taskguard": self._play(Guarded(store), bank, queue=run, environ=environ)}
+        permits = open_permits(places.store, namespace=namespace, timeout=5.0)
+        columns = {"taskguard": self._play(Guarded(store, permits), bank, queue=run, environ=environ)}
         bank.administer(frozen=[], slow={}, delay=0)
         if self.store is not None:
             _forget_ended(places.store, namespace)

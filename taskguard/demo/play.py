@@ -20,6 +20,8 @@ from taskguard.demo.shop import Shop
 
 TICK = 0.2
 BANK_DELAY = 0.02
+BANK_LIMIT = 60
+"""Charges a second; what `workers.payments` and `workers.stock` declare."""
 BANK_FAILS_AT, BANK_FAILS_FOR = 0.2, 3.0
 KILL_AT = 0.5
 SLOW_ANSWER = 5.0
@@ -72,6 +74,8 @@ class Play:
         self._all_settled = False
         self._moved_at = 0.0
         self._bank_down_until = 0.0
+        self._spares_the_bank = False
+        self._spared_since: float | None = None
         self._killed = ""
         self._killed_at = 0.0
         self._held: list[str] = []
@@ -81,6 +85,7 @@ class Play:
         """Perform. Ends all workers, whatever happens."""
         self._cast.bank.administer(
             delay=BANK_DELAY,
+            limit=BANK_LIMIT,
             frozen=[order.id for order in self._cast.orders if order.kind is Kind.FROZEN],
             slow=dict.fromkeys(self._slow, SLOW_ANSWER),
         )
@@ -103,6 +108,7 @@ class Play:
             deliveries=self._deliveries(),
             held=self._held,
             hidden=hidden,
+            probes=0 if self._spared_since is None else self._books.turned_away(since=self._spared_since),
             seconds=seconds,
         )
 
@@ -119,6 +125,7 @@ class Play:
                 self._acts.pop(0)
             for news in self._crew.supervise(absent=self._killed):
                 self._screen.say(news, "trouble")
+            self._look_at_the_circuit()
             snapshot = self._look()
             self._screen.show(snapshot)
             if snapshot.progress != before:
@@ -154,6 +161,16 @@ class Play:
             bank_up=time.monotonic() >= self._bank_down_until,
             workers=self._crew.up | ({self._killed: False} if self._killed else {}),
         )
+
+    def _look_at_the_circuit(self) -> None:
+        """Tell when it opens and closes. It lets nothing through for a second, so a tick is soon enough."""
+        spares = self._cast.contestant.spares_the_bank()
+        if spares and not self._spares_the_bank:
+            self._spared_since = self._spared_since or time.time()
+            self._screen.say("its circuit opens: orders rest, and a probe a second finds out")
+        elif self._spares_the_bank and not spares:
+            self._screen.say("the circuit closes: what rested comes back, slowly at first", "relief")
+        self._spares_the_bank = spares
 
     def _passed(self, share: float) -> bool:
         return self._shop.placed >= share * len(self._cast.orders)

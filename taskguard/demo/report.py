@@ -51,7 +51,8 @@ def _rows(columns: Sequence[Reckoning]) -> list[Row]:
         row("  duplicates among them", "duplicates", "dim"),
         row("messages delivered", "delivered"),
         row("calls to the bank", "calls"),
-        row("  answered 503", "unavailable", "dim"),
+        row("  answered 503, being down", "unavailable", "dim"),
+        row("  answered 429, being asked too often", "limited", "dim"),
         row("  refused, account frozen", "refused", "dim"),
         row("  repeated, known by their key", "repeated", "dim"),
         row("charges by the bank", "charges", "bold"),
@@ -72,8 +73,9 @@ def _rows(columns: Sequence[Reckoning]) -> list[Row]:
 
 
 STOCK_NOTES = (
-    "Plain Celery runs with acks_late, prefetch 1 and retries with backoff; a worker that dies is started again. "
-    "What it calls dead letters here are failures in its result backend: visible, but the message is gone.",
+    "Plain Celery runs with acks_late, prefetch 1, retries with backoff and half of the bank's limit for each worker; "
+    "a worker that dies is started again. What it calls dead letters here are failures in its result backend: visible, "
+    "but the message is gone.",
     "It gives the bank the task's id as Idempotency-Key, the only name it has for a piece of work. Without one, the "
     "repeated calls would be charges too.",
     "Orders hidden in the broker come back after the visibility timeout, an hour by default; a shorter one runs long "
@@ -81,6 +83,15 @@ STOCK_NOTES = (
     f"with {VISIBILITY_TIMEOUT:.0f} s here, and a lease of {LEASE:.0f} s.",
     "The misshapen messages come last, because the first of them stops its workers for good.",
 )
+
+
+def outage(columns: Mapping[str, Reckoning]) -> Text:
+    """One sentence for each column: what the bank was asked while it was down."""
+    sentences = []
+    for title, it in columns.items():
+        how = f": {it.unavailable - it.probes} until its circuit opened, then {it.probes} probes" if it.probes else ""
+        sentences.append(f"{title} called it {it.unavailable:,} times{how}")
+    return Text(f"While the bank was down, {'; '.join(sentences)}.")
 
 
 def verdict(columns: Mapping[str, Reckoning]) -> Text:
@@ -106,7 +117,8 @@ def print_report(console: Console, columns: Mapping[str, Reckoning]) -> None:
         for note in STOCK_NOTES:
             console.print(Padding(Text(note, style="dim"), (0, 2)))
         console.print()
-    console.print(Text(" ") + verdict(columns))
+    console.print(Padding(outage(columns), (0, 1)))
+    console.print(Padding(verdict(columns), (0, 1)))
 
 
 def print_closing(console: Console, *, dead: Mapping[str, int], store: str, namespace: str) -> None:

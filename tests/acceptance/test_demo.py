@@ -27,6 +27,11 @@ Process = subprocess.Popen[str]
 pytestmark = [pytest.mark.xdist_group("demo"), pytest.mark.timeout(240)]
 
 
+def heed_interrupts() -> None:
+    """As in a terminal, also where this suite runs in the background and passes on that it ignores them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 class Terminal:
     """A directory in which commands are typed."""
 
@@ -50,6 +55,7 @@ class Terminal:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=heed_interrupts,
         )
 
     @property
@@ -89,13 +95,16 @@ def test_the_demo_loses_nothing_and_what_it_leaves_can_be_requeued(terminal: Ter
     """Every fault fires, every order has one end by the bank's books, and a letter whose cause is gone completes."""
     shown = terminal.type("demo", "--orders", ORDERS, "--json")
     assert shown.returncode == 0, shown.stderr
-    for event in ("the bank is down", "the bank is up again", "is SIGKILLed", "a new worker"):
+    down = ("the bank is down", "its circuit opens", "the bank is up again", "the circuit closes")
+    for event in (*down, "is SIGKILLed", "a new worker"):
         assert event in shown.stderr
     table = json.loads(shown.stdout)
     column = table["taskguard"]
     assert (column["orders"], column["lost"], column["charged_twice"], column["contradictions"]) == (60, 0, 0, 0)
     assert column["held"] == column["rescued"] >= 1
-    assert column["unavailable"] > 0
+    assert 1 <= column["probes"] <= 8
+    assert 0 < column["unavailable"] - column["probes"] <= 20
+    assert column["limited"] == 0
     assert column["repeated"] >= 1
     assert column["suppressed"] == column["duplicates"] == 6
     assert column["dead"].keys() == {"poison", "expired", "permanent_error", "undecodable", "unknown_task"}
@@ -130,6 +139,8 @@ def test_plain_celery_loses_orders_and_charges_twice_where_taskguard_does_not(te
     ours, stock = table["taskguard"], table["plain Celery"]
     assert (ours["lost"], ours["charged_twice"]) == (0, 0)
     assert ours["sent"] == stock["sent"]
+    assert ours["unavailable"] < stock["unavailable"]
+    assert (ours["limited"], stock["probes"]) == (0, 0)
     assert stock["lost"] >= 2  # the undecodable and the misshapen order, whatever else
     assert stock["charged_twice"] >= 1  # a second click in the calm, which no trouble makes into one by luck
     assert stock["rescued"] < stock["held"] or stock["held"] == 0

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from taskguard.demo.ledger import Bankings, Ends, Reckoning, outcome, reckon
+from taskguard.demo.ledger import BankBooks, Bankings, Ends, Reckoning, outcome, reckon
 from taskguard.demo.orders import FEWEST, Kind, Order, make_orders, parts
 from taskguard.demo.playground import Playground
-from taskguard.demo.report import print_report
+from taskguard.demo.report import outage, print_report
 from taskguard.demo.screen import Snapshot, make_screen
 from taskguard.demo.servers import redis_server, start_redis
 from taskguard.errors import ConfigurationError, StoreError
+from workers.bank import Bank
 
 ORDER = Order(id="plain-1", kind=Kind.PLAIN, amount=500, task_ids=("a",))
 TWICE = Order(id="twice-2", kind=Kind.TWICE, amount=500, task_ids=("b", "c"))
@@ -89,7 +92,8 @@ def test_an_order_ends_in_one_place(charges: int, failed: list[str], discarded: 
 
 
 def reckoned(books: dict[str, Bankings], ends: Ends, *, held: tuple[str, ...] = ()) -> Reckoning:
-    return reckon([ORDER, TWICE], books, ends, deliveries=Counter("abc"), held=held, hidden={"a"}, seconds=1.0)
+    deliveries = Counter("abc")
+    return reckon([ORDER, TWICE], books, ends, deliveries=deliveries, held=held, hidden={"a"}, probes=3, seconds=1.0)
 
 
 def test_a_duplicate_that_did_not_reach_the_bank_is_suppressed() -> None:
@@ -118,6 +122,26 @@ def test_what_is_lost_or_charged_twice_is_not_good() -> None:
     assert not reckoning.good
 
 
+def test_the_report_tells_probes_from_the_calls_that_opened_the_circuit() -> None:
+    """Who has no circuit has no probes."""
+    ours = reckoned({"plain-1": Bankings(1, Counter({503: 14, 201: 1}))}, Ends())
+    stock = replace(reckoned({"plain-1": Bankings(1, Counter({503: 1259}))}, Ends()), probes=0)
+    assert outage({"taskguard": ours, "plain Celery": stock}).plain == (
+        "While the bank was down, taskguard called it 14 times: 11 until its circuit opened, then 3 probes; "
+        "plain Celery called it 1,259 times."
+    )
+
+
+def test_calls_that_were_turned_away_are_counted_from_an_instant_on(bank: Bank) -> None:
+    """By the bank's own books, and by their answer."""
+    books = BankBooks(Path(bank.path))
+    for down_until in (float("inf"), 0.0, float("inf")):
+        since = time.time()
+        bank.troubles.down_until = down_until
+        bank.charge({"order_id": "o1", "amount": 5}, key="k1", caller="")
+    assert (books.turned_away(since=0.0), books.turned_away(since=since)) == (2, 1)
+
+
 def test_the_report_fits_in_80_columns_with_both_columns_in_it() -> None:
     """The verdict is that of the first column."""
     console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
@@ -126,6 +150,7 @@ def test_the_report_fits_in_80_columns_with_both_columns_in_it() -> None:
     print_report(console, {"taskguard": good, "plain Celery": bad})
     text = console.export_text()
     assert "none lost, none charged twice" in text
+    assert "While the bank was down" in text
     assert "poison" in text
     assert max(map(len, text.splitlines())) <= 80
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
 from taskguard.record import Reason
 from taskguard.testing import Reliable
+from workers import bank_client, payments
 from workers.bank import Bank
 from workers.books import Books
 from workers.payments import charge, refund
@@ -84,6 +86,54 @@ def test_a_charge_that_could_not_be_made_in_time_is_a_dead_letter(reliable: Reli
     assert letter.failure.reason is Reason.EXPIRED
     assert reliable.clock() - start < 300
     assert bank.books.totals()["charges"] == 0
+
+
+def test_an_outage_is_waited_out_by_a_few_probes(reliable: Reliable, bank: Bank) -> None:
+    """Most orders only rest. Those that opened the circuit, and its probes, are all that a bank that is down sees."""
+    bank.troubles.down_until = float("inf")
+    results = [charge.delay(f"o{number}", 500) for number in range(40)]
+    reliable.drain(until=10)
+    assert payments.bank.circuit is not None
+    assert payments.bank.circuit.state == "open"
+    opened_after, probes = 5, 10
+    assert bank.books.totals()["calls"] <= opened_after + probes
+    bank.troubles.down_until = 0.0
+    reliable.drain(until="1m")
+    assert bank.books.totals()["charges"] == 40
+    assert {result.state for result in results} == {"SUCCESS"}
+    assert len([event for event in reliable.events if event.name == "retried"]) < opened_after
+
+
+def test_charges_are_made_at_the_banks_pace(reliable: Reliable, bank: Bank) -> None:
+    """What is more rests until its turn, and comes in order."""
+    began = reliable.clock()
+    for number in range(108):
+        charge.delay(f"o{number}", 500)
+    reliable.drain(until="idle")
+    assert reliable.clock() - began == pytest.approx(104 / 52, abs=0.1)
+    with closing(sqlite3.connect(bank.path)) as books:
+        asked = [order_id for (order_id,) in books.execute("SELECT order_id FROM calls ORDER BY id")]
+    assert asked == [f"o{number}" for number in range(108)]
+
+
+def test_a_bank_that_is_asked_too_often_says_so(bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any second it answers as many as its limit, and the others 429: trouble that passes within a second."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("workers.bank.time", SimpleNamespace(monotonic=lambda: clock.now, sleep=lambda _: None))
+    bank.troubles.limit = 2
+
+    def ask(number: int) -> None:
+        bank_client.post("/charges", {"order_id": f"o{number}", "amount": 500}, key=f"k{number}")
+
+    ask(1)
+    clock.now += 0.6
+    ask(2)
+    with pytest.raises(bank_client.BankUnavailable, match="429: more than 2 charges a second") as caught:
+        ask(3)
+    assert caught.value.retry_after == 1.0
+    clock.now += 0.5
+    ask(3)
+    assert bank.books.totals()["charges"] == 3
 
 
 def test_an_order_sent_again_is_charged_once(reliable: Reliable, bank: Bank) -> None:
