@@ -48,7 +48,7 @@ class Joined(Capture):
 
     @property
     def left(self) -> list[Effect]:
-        """What the result backend is to be told that belongs to no message."""
+        """What the result backend is to be told and no message carries: a group that is saved after it was sent."""
         return [effect for number, effect in enumerate(self.effects) if number not in self._carried]
 
     def add(self, envelope: Envelope, due_at: float | None, ordering: str) -> None:
@@ -56,7 +56,8 @@ class Joined(Capture):
         from taskguard.celery.composing import composed
         from taskguard.outbox.transactions import SessionTransaction
 
-        mine = {number for number, effect in enumerate(self.effects) if concerns(effect, envelope)}
+        # The size of a chord whose parts are chains names none of their messages; it is told before the next one goes.
+        mine = {n for n, effect in enumerate(self.effects) if n not in self._carried or concerns(effect, envelope)}
         self._carried |= mine
         envelope = carrying(envelope, [self.effects[number] for number in sorted(mine)])
         message = composed(self._app, envelope, due_at, ordering)
@@ -166,16 +167,27 @@ def failed_to_commit(exc: BaseException) -> bool:
 def _committing(task: ReliableTask, transaction: RunTransaction, end: Any) -> Callable[[], bool]:
     def commit() -> bool:
         try:
-            done = transaction.commit(end)
+            _tell_left(task, transaction)
+            return transaction.commit(end)
         except Exception as exc:
             setattr(exc, _UNWRITTEN, True)
             raise
-        left = task.request.taskguard_sends.left
-        if done and left:
-            tell(task.app, left)
-        return done
 
     return commit
+
+
+def _tell_left(task: ReliableTask, transaction: RunTransaction) -> None:
+    """Before the commit: after it a crash would leave it untold, and told of what is never sent does no harm."""
+    left = task.request.taskguard_sends.left
+    if not left or not transaction.begun:  # where it has ended and is asked again, it was told
+        return
+    try:
+        tell(task.app, left)
+    except SoftTimeLimitExceeded:  # the step is repeated
+        raise
+    except Exception:
+        transaction.undo()
+        raise
 
 
 def _begun(task: ReliableTask) -> RunTransaction | None:

@@ -139,7 +139,6 @@ def test_plain_celery_loses_orders_and_charges_twice_where_taskguard_does_not(te
     ours, stock = table["taskguard"], table["plain Celery"]
     assert (ours["lost"], ours["charged_twice"]) == (0, 0)
     assert ours["sent"] == stock["sent"]
-    assert ours["unavailable"] < stock["unavailable"]
     assert (ours["limited"], stock["probes"]) == (0, 0)
     assert stock["lost"] >= 2  # the undecodable and the misshapen order, whatever else
     assert stock["charged_twice"] >= 1  # a second click in the calm, which no trouble makes into one by luck

@@ -1,7 +1,9 @@
 """Crash points: every operation of every port, and the instant before and after it.
 
-The list is read from the code: the protocols of `taskguard.ports`, the message a broker hands out, and what Celery
-does at the end of a run. An operation on many (``claim_many``) is the same point as the operation on one.
+The lists are read from the code. A run's: the protocols of `taskguard.ports`, the message a broker hands out, and what
+Celery does at the end of a run. An operation on many (``claim_many``) is the same point as the operation on one. A
+relay's, of the outbox: the protocols of `taskguard.handover`, and what stands behind them. A transactional run's: its
+transaction, and what that does in the database.
 
 `install` wraps the operations in a process that has ``TEST_CRASH_POINTS`` set, to its role. A test arms a point in
 Redis for the messages it means; the process that gets there first, child, parent or relay, disarms it, writes "fired"
@@ -17,7 +19,8 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
 
 import kombu
 from billiard.process import current_process
@@ -25,7 +28,7 @@ from celery import Celery
 from kombu.message import Message
 from redis import Redis
 
-from taskguard import ports
+from taskguard import handover, ports
 from taskguard.celery.broker import BrokerPublisher
 from taskguard.errors import StoreUnavailable
 from taskguard.permits import Ask, CircuitAsk, RateAsk, Slot, SlotAsk
@@ -54,7 +57,7 @@ class Point(NamedTuple):
 
 def operations() -> dict[str, list[str]]:
     """The operations a run depends on, by who offers them."""
-    found = {name: _public(port) for name, port in _ports().items()}
+    found = {name: _public(port) for name, port in _classes(ports).items()}
     found["Message"] = _public(Message)
     found["Producer"] = ["publish"]
     found["Backend"] = ["store_result", "on_chord_part_return"]
@@ -67,16 +70,70 @@ def points() -> list[Point]:
     return [Point(name, side) for name in names for side in ("before", "after")]
 
 
-def _ports() -> dict[str, type]:
+def relay_steps() -> dict[str, tuple[Any, str]]:
+    """What a relay does with the rows of an outbox, and where each step is made."""
+    from taskguard.celery import confirming, dispatching
+    from taskguard.relay import Relay
+    from taskguard.stores.sql import handing
+    from taskguard.stores.sql.outbox import SQLOutbox
+
+    behind = {"Relay": Relay, "handing": handing, "dispatching": dispatching}
+    behind |= _classes(dispatching) | _classes(confirming)
+    made = {**behind, "Outbox": SQLOutbox, "Dispatcher": BrokerPublisher}
+    read = {**behind, **{name: each for name, each in _classes(handover).items() if _is_protocol(each)}}
+    return {f"{owner}.{name}": (made.get(owner), name) for owner, kind in read.items() for name in _public(kind)}
+
+
+def transaction_steps() -> dict[str, tuple[Any, str]]:
+    """What the transaction of a run does, and where; with what it calls of a session, and what no port names."""
+    from sqlalchemy.orm import Session
+
+    from taskguard.celery import effects, transactional
+    from taskguard.outbox.transactions import SessionTransaction, Transaction
+    from taskguard.stores.sql import SQLStore
+    from taskguard.stores.sql.transactional import RunTransaction
+
+    bodies = [getattr(each, "fget", each) for each in vars(RunTransaction).values()]
+    called = {name for body in bodies if inspect.isfunction(body) for name in body.__code__.co_names}
+    told = [*_public(effects), *_classes(effects)]
+    found = {
+        "Transaction": (SessionTransaction, _public(Transaction)),
+        "RunTransaction": (RunTransaction, _public(RunTransaction, or_is=property)),
+        "SQLStore": (SQLStore, [name for name in _public(SQLStore) if not hasattr(ports.MessageStore, name)]),
+        "Session": (Session, [name for name in _public(Session) if name in called]),
+        "effects": (transactional, [name for name in told if hasattr(transactional, name)]),
+    }
+    return {f"{owner}.{name}": (made, name) for owner, (made, names) in found.items() for name in names}
+
+
+def overlooked(found: Iterable[str], played: Iterable[str], spared: Iterable[str]) -> set[str]:
+    """The operations that are neither played nor spared, or both, or that there are not."""
+    met = [*set(played), *set(spared)]
+    return set(found).symmetric_difference(met) | {name for name in met if met.count(name) > 1}
+
+
+def _classes(module: ModuleType) -> dict[str, type]:
+    """The public classes that *module* defines."""
     return {
         name: each
-        for name, each in vars(ports).items()
-        if isinstance(each, type) and each is not Protocol and each.__module__ == ports.__name__
+        for name, each in vars(module).items()
+        if isinstance(each, type) and each.__module__ == module.__name__ and not name.startswith("_")
     }
 
 
-def _public(owner: type) -> list[str]:
-    return [name for name, _ in inspect.getmembers(owner, inspect.isfunction) if not name.startswith("_")]
+def _is_protocol(kind: type) -> bool:
+    return bool(getattr(kind, "_is_protocol", False))
+
+
+def _public(owner: type | ModuleType, *, or_is: type | None = None) -> list[str]:
+    """The functions of a class, or those that a module defines; and what else is of the type *or_is*."""
+    return [
+        name
+        for name, each in inspect.getmembers(owner)
+        if not name.startswith("_")
+        and (inspect.isfunction(each) or (or_is is not None and isinstance(each, or_is)))
+        and (isinstance(owner, type) or each.__module__ == owner.__name__)
+    ]
 
 
 def install(app: Celery, environ: Mapping[str, str], journal: Journal) -> None:
@@ -95,12 +152,27 @@ def install(app: Celery, environ: Mapping[str, str], journal: Journal) -> None:
     for owner, kind in implementations.items():
         for name in operations()[owner]:
             point = f"{owner}.{name.removesuffix(BATCH)}"
-            setattr(kind, name, _wrapped(getattr(kind, name), point, armoury, journal))
+            setattr(kind, name, wrapped(getattr(kind, name), point, armoury, journal))
     app.taskguard.store.close()
     app.taskguard.permits.close()
 
 
-def _wrapped(operation: Callable[..., Any], name: str, armoury: Armoury, journal: Journal) -> Callable[..., Any]:
+def install_steps(steps: Mapping[str, tuple[Any, str]], environ: Mapping[str, str], journal: Journal) -> None:
+    """As `install`, for *steps*: of `transaction_steps`, say."""
+    if ENABLED not in environ:
+        return
+    armoury = Armoury(environ["TEST_JOURNAL"], environ["TASKGUARD_NAMESPACE"], environ[ENABLED])
+    for point, (made, name) in steps.items():
+        was = inspect.getattr_static(made, name)
+        if isinstance(was, property):
+            assert was.fget is not None
+            setattr(made, name, property(wrapped(was.fget, point, armoury, journal)))
+        else:
+            setattr(made, name, wrapped(was, point, armoury, journal))
+
+
+def wrapped(operation: Callable[..., Any], name: str, armoury: Armoury, journal: Journal) -> Callable[..., Any]:
+    """*operation*, at which a process may die when *armoury* has it armed under *name*."""
     owner = name.partition(".")[0]
 
     def reached(side: Side, *what: Any) -> None:

@@ -1,31 +1,22 @@
-"""The application of the outbox's tests, and relays of it that may die: ``taskguard -A … outbox relay``.
-
-A relay with ``TEST_DIES_AT`` kills itself when it gets there the second time, with work before and behind it.
-"""
+"""The application of the outbox's tests, and relays of it that may die: ``taskguard -A … outbox relay``."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from celery import Celery
 
 from taskguard import ReliableTask, install
-from taskguard.celery.broker import BrokerPublisher
-from taskguard.stores.sql import handing
-from taskguard.stores.sql.outbox import SQLOutbox
+from taskguard.cli import cli
+from tests.integration.crashpoints import relay_steps
 
-POINTS: dict[str, tuple[Any, str]] = {
-    "hand_over": (SQLOutbox, "hand_over"),
-    "dispatch": (BrokerPublisher, "dispatch"),
-    "settle": (handing, "settle"),
-}
-"""The steps of a relay: the whole of a batch, its publishing, and what is made of the broker's answer."""
-
-NUMBER = 2
+NUMBER = 4
+"""The time at which a relay dies at its step: with work before it and behind it, and of a batch, some in hand."""
 
 
 def make_app(environ: Mapping[str, str]) -> Celery:
@@ -41,9 +32,22 @@ def make_app(environ: Mapping[str, str]) -> Celery:
     return app
 
 
+def relay(environ: Mapping[str, str], options: Sequence[str], log: Path, dies_at: str = "") -> None:
+    """Be a relay. With *dies_at*, such as "before handing.settle", it kills itself there."""
+    global app
+    os.environ.update(environ)
+    with log.open("wb") as sink:
+        os.dup2(sink.fileno(), 1)
+        os.dup2(sink.fileno(), 2)
+    if dies_at:
+        _die_at(dies_at)
+    app = make_app(environ)
+    cli(["-A", __name__, "outbox", "relay", "--poll", "0.1s", *options], prog_name="taskguard")
+
+
 def _die_at(point: str) -> None:
     side, _, name = point.partition(" ")
-    owner, attribute = POINTS[name]
+    owner, attribute = relay_steps()[name]
     operation: Callable[..., Any] = getattr(owner, attribute)
     calls = 0
 
@@ -66,6 +70,4 @@ def _die() -> None:
 
 
 if "OUTBOX_STORE" in os.environ:
-    if "TEST_DIES_AT" in os.environ:
-        _die_at(os.environ["TEST_DIES_AT"])
     app = make_app(os.environ)

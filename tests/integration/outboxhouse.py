@@ -1,14 +1,15 @@
-"""A business database with an outbox, a broker, and relays as processes of their own, which tests kill."""
+"""A business database with an outbox, a broker, and relays as processes of their own, which tests kill.
+
+Relays are forked from a process that has imported what they need: most of a relay's start is that.
+"""
 
 from __future__ import annotations
 
 import json
-import os
+import multiprocessing
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from taskguard.stores.sql import SQLStore
+from tests.integration import outboxapp
 from tests.integration.journal import Deadline
-from tests.integration.outboxapp import make_app
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 90.0
+NURSERY = multiprocessing.get_context("forkserver")
+NURSERY.set_forkserver_preload([outboxapp.__name__, "taskguard.cli.outbox", "taskguard.celery.worker"])
 Sent = tuple[str, int]
 """An order's key and number."""
 
@@ -33,10 +36,10 @@ class OutboxHouse:
     def __init__(self, broker: str, store: str, namespace: str, directory: Path) -> None:
         self._environ = {"OUTBOX_BROKER": broker, "OUTBOX_STORE": store, "OUTBOX_NAMESPACE": namespace}
         self._directory = directory
-        self.relays: list[subprocess.Popen[bytes]] = []
+        self.relays: list[BaseProcess] = []
         self.store = SQLStore.from_url(store, namespace=namespace)
         self.store.ping()
-        self.app = make_app(self._environ)
+        self.app = outboxapp.make_app(self._environ)
         self.engine = create_engine(store)
         self._connection = self.app.connection_for_read()
         self._received: list[Sent] = []
@@ -51,22 +54,22 @@ class OutboxHouse:
             else:
                 session.commit()
 
-    def start_relay(self, *options: str, dies_at: str = "") -> subprocess.Popen[bytes]:
+    def start_relay(self, *options: str, dies_at: str = "") -> BaseProcess:
         """Start ``taskguard outbox relay``."""
-        more = {"TEST_DIES_AT": dies_at} if dies_at else {}
-        log = (self._directory / f"relay{len(self.relays) + 1}.log").open("wb")
-        command = [sys.executable, "-m", "taskguard", "-A", "tests.integration.outboxapp", "outbox", "relay"]
-        with log:
-            relay = subprocess.Popen(
-                [*command, "--poll", "0.1s", *options], cwd=ROOT, env={**os.environ, **self._environ, **more},
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        self.relays.append(relay)
-        return relay
+        log = self._directory / f"relay{len(self.relays) + 1}.log"
+        process = NURSERY.Process(target=outboxapp.relay, args=(self._environ, options, log, dies_at), daemon=True)
+        process.start()
+        self.relays.append(process)
+        return process
 
-    def wait_dead(self, relay: subprocess.Popen[bytes]) -> None:
+    def wait_end(self, relay: BaseProcess) -> int | None:
+        """Wait until it has ended by itself. Returns its exit status, None where it has not."""
+        relay.join(timeout=PATIENCE)
+        return relay.exitcode
+
+    def wait_dead(self, relay: BaseProcess) -> None:
         """Wait until it has killed itself."""
-        assert relay.wait(timeout=PATIENCE) == -signal.SIGKILL, self.logs()
+        assert self.wait_end(relay) == -signal.SIGKILL, self.logs()
 
     def wait_empty(self) -> None:
         """Wait until nothing is left in the outbox."""
@@ -96,9 +99,8 @@ class OutboxHouse:
     def close(self) -> None:
         """End what was started."""
         for relay in self.relays:
-            with suppress(ProcessLookupError):
-                relay.kill()
-            relay.wait(timeout=PATIENCE)
+            relay.kill()
+            relay.join(timeout=PATIENCE)
         self._connection.release()
         self.app.taskguard.store.close()
         self.app.close()

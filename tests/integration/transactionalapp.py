@@ -9,22 +9,12 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from celery import Celery
+from celery import Celery, chain, chord, group
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Column, Integer, MetaData, String, Table, insert, text, update
-from sqlalchemy.orm import Session
 
 from taskguard import ReliableTask, Retry
-from taskguard.outbox.transactions import SessionTransaction
-from taskguard.stores.sql import SQLStore
 from tests.integration import crashpoints, tasks
-
-STEPS: dict[str, tuple[type, str]] = {
-    "Outgoing.write": (SessionTransaction, "write"),
-    "Completion.write": (SQLStore, "end_in"),
-    "Transaction.commit": (Session, "commit"),
-}
-"""The steps of a transactional run after its body's own: where its process may die."""
 
 
 def effects_of(namespace: str) -> Table:
@@ -43,10 +33,7 @@ def make_app(environ: Mapping[str, str], **settings: Any) -> Celery:
     """The application of `tests.integration.tasks`, with these tasks added."""
     app = tasks.make_app(environ, **settings)
     _declare(app, effects_of(environ["TASKGUARD_NAMESPACE"]))
-    if crashpoints.ENABLED in environ:
-        armoury = crashpoints.Armoury(environ["TEST_JOURNAL"], environ["TASKGUARD_NAMESPACE"])
-        for name, (kind, method) in STEPS.items():
-            setattr(kind, method, crashpoints._wrapped(getattr(kind, method), name, armoury, app.journal))
+    crashpoints.install_steps(crashpoints.transaction_steps(), environ, app.journal)
     return app
 
 
@@ -64,15 +51,20 @@ def _declare(app: Celery, effects: Table) -> None:
         self.session.execute(insert(effects).values(what=what, token=str(self.custody.token)))
 
     @task("order", idempotency_key="order:{number}")
-    def order(self: ReliableTask, number: int) -> str:
+    def order(self: ReliableTask, number: int, manner: str = "") -> str:
         journal.started(self)
         write(self, f"order {number}")
-        app.tasks["ship"].delay(number)
+        if manner == "gathers":
+            gather(app.tasks["ship"], number)
+        else:
+            app.tasks["ship"].delay(number)
+        if manner == "stumbles" and journal.first(f"order {number}"):
+            raise ConnectionError("the first time")
         journal.finished(self)
         return f"ordered {number}"
 
     @task("ship", idempotency_key="ship:{number}")
-    def ship(self: ReliableTask, number: int) -> None:
+    def ship(self: ReliableTask, number: int | str) -> None:
         journal.started(self)
         write(self, f"ship {number}")
         journal.finished(self)
@@ -106,6 +98,13 @@ def _declare(app: Celery, effects: Table) -> None:
                 journal.wait_at(gate)
         write(self, f"crossed {gate}")
         journal.finished(self)
+
+
+def gather(ship: Any, number: int) -> None:
+    """Ship when four others have, in two chains; and save a group, of which the result backend is told by itself."""
+    parts = [chain(ship.si(f"{number}{side}1"), ship.si(f"{number}{side}2")) for side in "ab"]
+    chord(parts, ship.si(number), app=ship.app)()
+    group(ship.si(f"{number}c"), app=ship.app).apply_async().save()
 
 
 if "TEST_QUEUE" in os.environ:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, chord
+from celery import Celery, chain, chord, group
 from celery.exceptions import Ignore
 from sqlalchemy import create_engine, text, update
 from sqlalchemy.exc import IntegrityError
@@ -222,17 +222,32 @@ def test_a_send_alone_joins(shop: Shop) -> None:
     assert shop.sent() == ["mail"]
 
 
-def test_a_chord_in_the_body_tells_the_result_backend_nothing_before_the_commit(shop: Shop) -> None:
+@pytest.mark.parametrize("parts", ["tasks", "chains"])
+def test_a_chord_in_the_body_tells_the_result_backend_nothing_before_the_commit(shop: Shop, parts: str) -> None:
     """What it must know of the chord travels with the chord's messages."""
 
     def body(self: ReliableTask) -> None:
-        chord([shop.mail.s("a"), shop.mail.s("b")])(shop.mail.si("c"))
+        each = {name: shop.mail.si(name) for name in "abcd"}
+        chains = [chain(each["a"], each["b"]), chain(each["c"], each["d"])]
+        chord(chains if parts == "chains" else [each["a"], each["b"]])(shop.mail.si("end"))
 
     shop.run(body)
     wires = [Envelope.from_wire(record.wire or b"") for record in shop.store.outbox.peek(100)]
     assert len(wires) == 2
     told = [effect[0] for wire in wires for effect in wire.properties.get(PREPARE, [])]
     assert "set_chord_size" in told
+
+
+def test_a_group_that_cannot_be_saved_leaves_nothing(shop: Shop) -> None:
+    """The result backend is told of it before the commit: after that nobody would tell it any more."""
+
+    def body(self: ReliableTask) -> None:
+        write(self.session, "paid")
+        group([shop.mail.si("a")]).apply_async().save()
+
+    shop.run(body, retry=Retry(max_retries=0))
+    assert (shop.effects(), shop.sent()) == ([], [])
+    assert shop.record().state is State.DEAD
 
 
 def test_a_task_sent_outside_is_sent_at_once(shop: Shop) -> None:
