@@ -109,12 +109,16 @@ def rebuilt(backend: Any, failure: Failure) -> Exception:
 def show_end_again(runtime: Runtime, task: ReliableTask, envelope: Envelope) -> None:
     """After RETRY was shown from outside a run: that may have come late, over the end which the next run has shown.
 
-    Celery keeps SUCCESS by itself. Only the state is shown; the chord and the links were told in their time.
+    Only the state is shown; the chord and the links were told in their time. Celery keeps SUCCESS by itself, but looks
+    and writes in two steps.
     """
     record = runtime.store.find(envelope.id)
     if record is None or record.task_id != envelope.task_id:
         return
-    if record.state is State.DEAD:
+    if record.state is State.DONE:
+        if not task.ignore_result and task.backend.get_state(envelope.task_id) == states.RETRY:
+            task.backend.store_result(envelope.task_id, decode_result(task.app, record.result or b""), states.SUCCESS)
+    elif record.state is State.DEAD:
         failure = rebuilt(task.backend, Failure.from_json(record.failure))
         task.backend.store_result(envelope.task_id, failure, states.FAILURE)
     elif record.state is State.DISCARDED and record.failure != Drop.REPLACED:
