@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -23,6 +24,8 @@ from taskguard.headers import PREPARE
 T = TypeVar("T")
 
 REDIS = frozenset({"redis", "rediss", "sentinel", "redis+socket", "valkey", "valkeys"})
+_tags = Random()
+os.register_at_fork(after_in_child=_tags.seed)
 _on_redis: WeakKeyDictionary[Celery, bool] = WeakKeyDictionary()
 
 
@@ -57,7 +60,7 @@ def composed(app: Celery, envelope: Envelope, due_at: float | None, ordering: st
     """One message, as it will rest."""
     _check_unique(app, envelope)
     ready = _is_on_redis(app) and not envelope.exchange and PREPARE not in envelope.properties
-    wire = envelope.to_ready(str(uuid.uuid4())) if ready else envelope.to_wire()
+    wire = envelope.to_ready(f"{_tags.getrandbits(128):032x}") if ready else envelope.to_wire()
     due = to_ms(due_at) if due_at is not None and due_at > wall_clock() else None
     return Composed(envelope, wire, due, ordering)
 

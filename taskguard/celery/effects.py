@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any
@@ -36,16 +35,21 @@ _unheard: WeakSet[Any] = WeakSet()
 _recording: ContextVar[list[Effect] | None] = ContextVar("taskguard_effects", default=None)
 
 
-@contextmanager
-def recorded(app: Celery) -> Iterator[list[Effect]]:
+class recorded:
     """What is to be told to the backend of *app* in this block is kept instead."""
-    _instrument(app.backend)
-    effects: list[Effect] = []
-    token = _recording.set(effects)
-    try:
-        yield effects
-    finally:
-        _recording.reset(token)
+
+    __slots__ = ("_effects", "_token")
+
+    def __init__(self, app: Celery) -> None:
+        _instrument(app.backend)
+        self._effects: list[Effect] = []
+
+    def __enter__(self) -> list[Effect]:
+        self._token = _recording.set(self._effects)
+        return self._effects
+
+    def __exit__(self, *_: object) -> None:
+        _recording.reset(self._token)
 
 
 def attach(effects: Sequence[Effect], envelopes: Sequence[Envelope], *, to_all: bool) -> list[Envelope]:

@@ -11,20 +11,20 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from celery import Celery, signature
+from celery import Celery
 from kombu import compression as compressors
 from kombu.exceptions import EncodeError
 from kombu.serialization import dumps
-from kombu.utils.functional import maybe_list
 
 from taskguard import headers
 from taskguard.celery.eviction import check_broker
+from taskguard.celery.links import with_task_ids
 from taskguard.celery.message import as_bytes, deadline_of, envelope_of
+from taskguard.celery.plain import PlainCalls
 from taskguard.celery.runtime import Runtime, runtime_of
 from taskguard.clock import Duration, instant, to_ms, wall_clock
 from taskguard.custody import Leased, Unique
@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 
 PRODUCER_GRACE = 5.0
 """Seconds after which a relay sends a unique message that its producer reserved and did not get to publish."""
-
-LINKS = uuid.UUID("6f7c2f0e-3c53-4f5e-9d59-3a0f0f6b8a51")
-"""The name space of the ids of links that are made from the id of what they are linked to."""
 
 inherited_deadline: ContextVar[float | None] = ContextVar("taskguard_deadline", default=None)
 """The deadline of the run that is publishing: what is started inside it is not worth more time."""
@@ -71,15 +68,20 @@ _capture: ContextVar[Capture | None] = ContextVar("taskguard_capture", default=N
 queued_instead: ContextVar[str | None] = ContextVar("taskguard_queued_instead", default=None)
 
 
-@contextmanager
-def capturing(into: Capture | None = None) -> Iterator[Capture]:
+class capturing:
     """Collect messages as envelopes instead of sending them."""
-    capture = Capture() if into is None else into
-    token = _capture.set(capture)
-    try:
-        yield capture
-    finally:
-        _capture.reset(token)
+
+    __slots__ = ("_into", "_token")
+
+    def __init__(self, into: Capture | None = None) -> None:
+        self._into = Capture() if into is None else into
+
+    def __enter__(self) -> Capture:
+        self._token = _capture.set(self._into)
+        return self._into
+
+    def __exit__(self, *_: object) -> None:
+        _capture.reset(self._token)
 
 
 def delaying(app: Celery) -> Callable[..., Any]:
@@ -99,7 +101,18 @@ def delaying(app: Celery) -> Callable[..., Any]:
         *more: Any,
         **options: Any,
     ) -> Any:
-        ours = runtime_of(app).settings.store is not None or _capture.get() is not None
+        capture = _capture.get()
+        if (
+            type(options.get("producer")) is CapturingProducer
+            and capture is not None
+            and not (countdown or eta or more)
+        ):
+            # Cached properties, with slow getters; the first message, which makes them, goes Celery's way.
+            sender = vars(vars(app).get("amqp", app)).get("send_task_message")
+            result = sender.plainly(capture, name, args, kwargs, options) if type(sender) is Sender else None
+            if result is not None:
+                return result
+        ours = runtime_of(app).settings.store is not None or capture is not None
         token = _delay.set((app, countdown, eta) if ours else (None, None, None))
         shown = (None, None) if ours else (countdown, eta)
         try:
@@ -166,15 +179,16 @@ class PublishingMixin:
         return super().as_task_v2(task_id, name, args, kwargs, countdown, eta, *more, **options)  # type: ignore[misc]
 
     def _create_task_sender(self) -> Any:
-        return Sender(self.app, super()._create_task_sender())  # type: ignore[misc]
+        return Sender(self.app, super()._create_task_sender(), PlainCalls(self))  # type: ignore[misc]
 
 
 class Sender:
     """Celery's ``send_task_message``, with taskguard's stamp, rest and uniqueness."""
 
-    def __init__(self, app: Celery, send: Any) -> None:
+    def __init__(self, app: Celery, send: Any, plain: PlainCalls) -> None:
         self._app = app
         self._send = send
+        self._plain = plain
 
     def __call__(self, producer: Any, name: str, message: Any, **options: Any) -> Any:
         runtime = runtime_of(self._app)
@@ -192,7 +206,7 @@ class Sender:
         if task is not None:
             _stamp(task, own_headers, body)
             options.pop("expiration", None)
-            body = (body[0], body[1], _with_task_ids(self._app, body[2]))
+            body = (body[0], body[1], with_task_ids(self._app, body[2]))
         message = type(message)(own_headers, properties, body, sent_event)
         capture = _capture.get()
         if capture is not None:
@@ -218,6 +232,35 @@ class Sender:
         if task is not None and unique:
             return self._send_unique(runtime, task, producer, name, message, options)
         return self._send(producer, name, message, **options)
+
+    def plainly(self, capture: Capture, name: str, args: Any, kwargs: Any, options: Mapping[str, Any]) -> Any:
+        """Collect the message of a plain call as ``send_task`` would send it. Returns its result; None: not plain."""
+        task = _reliable(self._app, name)
+        call = self._plain.call(task, args, kwargs, options) if task is not None else None
+        if task is None or call is None:
+            return None
+        _stamp(task, call.headers, call.body)
+        stamp = call.headers[headers.KEY]
+        envelope = Envelope(
+            task=name,
+            task_id=call.headers["id"],
+            key=stamp["key"],
+            body=call.payload,
+            headers=call.headers,
+            properties=call.properties,
+            routing_key=call.queue,
+            queue=call.queue,
+            fingerprint=stamp["fp"],
+            deadline_at=deadline_of(call.headers),
+        )
+        ordering = options.get("ordering_key")
+        capture.add(envelope, None, "" if ordering is None else str(ordering))
+        ignored = call.headers["ignore_result"]
+        if not ignored:
+            self._app.backend.on_task_call(options["producer"], envelope.task_id)
+        result = (options.get("result_cls") or self._app.AsyncResult)(envelope.task_id)
+        result.ignored = ignored
+        return result
 
     def _built(self, name: str, message: Any, options: dict[str, Any]) -> dict[str, Any]:
         """What Celery would hand to the producer, serialised: the arguments of a kombu publish."""
@@ -326,41 +369,6 @@ def stamp_deadline(task: ReliableTask, own_headers: dict[str, Any]) -> None:
     if known:
         stamp["deadline_ms"] = to_ms(min(known))
     own_headers["expires"] = None
-
-
-def _with_task_ids(app: Celery, embed: dict[str, Any]) -> dict[str, Any]:
-    """Fix the ids of linked tasks now, so that a link published twice after a crash is recognised as one task.
-
-    The steps of a chain and the body of a chord have their ids already; what is linked to them has not.
-    """
-    fixed = dict(embed)
-    for part in ("callbacks", "errbacks"):
-        if embed.get(part):
-            fixed[part] = [_with_task_id(app, each, None) for each in embed[part]]
-    if embed.get("chain"):
-        fixed["chain"] = [_with_linked_ids(app, step) for step in embed["chain"]]
-    if embed.get("chord"):
-        fixed["chord"] = _with_linked_ids(app, embed["chord"])
-    return fixed
-
-
-def _with_task_id(app: Celery, callback: Any, task_id: str | None) -> Any:
-    fixed = _with_linked_ids(app, callback)
-    fixed.freeze(task_id)
-    return fixed
-
-
-def _with_linked_ids(app: Celery, step: Any) -> Any:
-    """*step* with ids for its links, made from its own: each member of a chord carries the body, and any may send."""
-    fixed = signature(deepcopy(dict(step)), app=app)
-    own = fixed.options.get("task_id")
-    for part in ("link", "link_error"):
-        if fixed.options.get(part):
-            fixed.options[part] = [
-                _with_task_id(app, each, str(uuid.uuid5(LINKS, f"{own}/{part}/{index}")) if own else None)
-                for index, each in enumerate(maybe_list(fixed.options[part]))
-            ]
-    return fixed
 
 
 def _may_be_dropped(own_headers: dict[str, Any], embed: dict[str, Any]) -> bool:

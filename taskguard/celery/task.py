@@ -15,7 +15,8 @@ from datetime import datetime
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
-from celery import Celery, Task, current_task
+from celery import Celery, Task
+from celery._state import get_current_task
 from celery.exceptions import Reject
 from celery.result import AsyncResult
 
@@ -299,7 +300,7 @@ class ReliableTask(Task):  # type: ignore[misc]
                     args, kwargs, task_id, producer, link, link_error, shadow, deadline=deadline,
                     idempotency_key=idempotency_key, **options,
                 )  # fmt: skip
-        if session is not None and not transactional.own_session(current_task, session):
+        if session is not None and not transactional.own_session(get_current_task(), session):
             from taskguard.outbox import send_in
 
             more = {"link": link, "link_error": link_error, "shadow": shadow, "deadline": deadline}

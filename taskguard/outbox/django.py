@@ -12,8 +12,7 @@ from taskguard.celery.composing import Composed
 from taskguard.errors import ConfigurationError
 from taskguard.outbox.place import Place
 from taskguard.outbox.transactions import Transaction, missing, rows
-from taskguard.stores.sql.outgoing import family, insertion, is_missing_table
-from taskguard.stores.sql.schema import AnyText
+from taskguard.stores.sql.outgoing import Spelling, family, is_missing_table
 
 _DIALECTS: dict[str, Any] = {"postgresql": postgresql.dialect, "mysql": mysql.dialect, "sqlite": sqlite.dialect}
 
@@ -55,8 +54,8 @@ class DjangoTransaction(Transaction):
         try:
             with connection.cursor() as cursor:
                 for number, row in enumerate(given):
-                    statement, names, texts = _statement(kind, tells=number == len(given) - 1)
-                    cursor.execute(statement, [_cleaned(row[name], name in texts) for name in names])
+                    spelling = _spelling(kind, tells=number == len(given) - 1)
+                    cursor.execute(spelling.text, spelling.arguments(row))
         except Exception as exc:
             if is_missing_table(exc):
                 raise missing(place, exc) from exc
@@ -64,12 +63,6 @@ class DjangoTransaction(Transaction):
 
 
 @cache
-def _statement(kind: str, *, tells: bool) -> tuple[str, list[str], frozenset[str]]:
-    """The statement with Django's ``%s``, the names of its parameters in order, and which are texts of any kind."""
-    compiled = insertion(kind, tells=tells).compile(dialect=_DIALECTS[kind](paramstyle="format"))
-    texts = frozenset(name for name, bound in compiled.binds.items() if isinstance(bound.type, AnyText))
-    return str(compiled), list(compiled.positiontup or ()), texts
-
-
-def _cleaned(value: object, text: bool) -> object:
-    return AnyText().process_bind_param(value, None) if text and isinstance(value, str) else value  # type: ignore[arg-type]
+def _spelling(kind: str, *, tells: bool) -> Spelling:
+    """The statement with Django's ``%s``."""
+    return Spelling(kind, _DIALECTS[kind](paramstyle="format"), tells=tells)

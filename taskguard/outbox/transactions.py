@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Dialect, Engine
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
 from taskguard.celery.composing import Composed
 from taskguard.errors import ConfigurationError, StoreError
 from taskguard.outbox.place import Place
-from taskguard.stores.sql.outgoing import ROWS, family, insertion, is_missing_table, parameters
+from taskguard.stores.sql.outgoing import ROWS, Spelling, family, insertion, is_missing_table, parameters
 
 _checked: WeakKeyDictionary[Engine, Place] = WeakKeyDictionary()
+_spellings: WeakKeyDictionary[Dialect, Spelling] = WeakKeyDictionary()
 
 
 class Transaction(ABC):
@@ -117,11 +118,23 @@ class ConnectionTransaction(Transaction):
         try:
             for first in range(0, len(given) - 1, ROWS):
                 connection.execute(insertion(kind, tells=False), given[first : min(first + ROWS, len(given) - 1)])
-            connection.execute(insertion(kind, tells=True), given[-1]).close()
+            if connection.get_execution_options().get("schema_translate_map"):
+                connection.execute(insertion(kind, tells=True), given[-1])
+            else:
+                spelling = _spelling(connection)
+                connection.exec_driver_sql(spelling.text, spelling.arguments(given[-1]))
         except DBAPIError as exc:
             if is_missing_table(exc):
                 raise missing(place, exc) from exc
             raise
+
+
+def _spelling(connection: Connection) -> Spelling:
+    dialect = connection.dialect
+    known = _spellings.get(dialect)
+    if known is None:
+        known = _spellings[dialect] = Spelling(family(dialect.name), dialect, tells=True)
+    return known
 
 
 def _level(connection: Connection) -> str | None:

@@ -14,6 +14,8 @@ from typing import Any
 
 from sqlalchemy import make_url
 
+from tests.benchmarks.outboxturns import Spent, in_turns
+
 
 def prepare(broker: str, queue: str) -> Any:
     """Django, configured for the database in the environment, and the rival's application."""
@@ -48,23 +50,19 @@ def prepare(broker: str, queue: str) -> Any:
     return app
 
 
-def insert(app: Any, count: int, *, sends: bool) -> float:
-    """Seconds a business transaction takes, with a send or without."""
+def insert(app: Any, count: int) -> dict[str, Spent]:
+    """What a business transaction takes, "bare" and with a task "sent"."""
     from django.db import connection, transaction
 
-    def business(number: int) -> None:
+    def business(number: int, *, sends: bool) -> None:
         with transaction.atomic():
             with connection.cursor() as cursor:
                 cursor.execute("INSERT INTO bench_orders (number, card) VALUES (%s, %s)", [number, "x" * 50])
             if sends:
                 app.tasks["charge"].apply_async((number,), {"card": "x" * 50})
 
-    for number in range(20):
-        business(number)
-    started = time.perf_counter()
-    for number in range(count):
-        business(number)
-    return (time.perf_counter() - started) / count
+    works = {"bare": lambda number: business(number, sends=False), "sent": lambda number: business(number, sends=True)}
+    return in_turns(works, count)
 
 
 def relay(app: Any, count: int) -> float:
@@ -98,8 +96,7 @@ def main(verb: str, broker: str, queue: str, count: str) -> None:
         call_command("migrate", verbosity=0)
         print("{}")
     elif verb == "insert":
-        bare, sent = (insert(app, int(count), sends=sends) for sends in (False, True))
-        print(json.dumps({"bare": bare, "sent": sent}))
+        print(json.dumps(insert(app, int(count))))
     else:
         print(json.dumps({"rate": relay(app, int(count))}))
 

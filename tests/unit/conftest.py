@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 from celery import _state
@@ -10,12 +12,21 @@ from celery import _state
 from tests.clocks import ManualClock
 from tests.unit.gatehouse import House
 from tests.unit.terminal import Run, type_in
+from tests.unit.transactionalshop import Shop
 
 
 @pytest.fixture
 def house(clock: ManualClock) -> House:
     """A gate of this test's own."""
     return House(clock)
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[Shop]:
+    """A shop with a database of its own."""
+    shop = Shop(tmp_path / "shop.sqlite3")
+    yield shop
+    shop.close()
 
 
 @pytest.fixture(autouse=True)

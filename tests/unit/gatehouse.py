@@ -32,7 +32,6 @@ class SwitchableStore(MemoryStore):
             raise errors.StoreUnavailable("the reply was lost")
         return answer
 
-
     def forget(self, id: str) -> None:
         """Have no record of it, as a server that crashed before it wrote that down."""
         super()._run(lambda unit: unit.delete(id))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,73 +12,17 @@ from celery import Celery, chain, chord, group
 from celery.exceptions import Ignore
 from sqlalchemy import create_engine, text, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from taskguard import ReliableTask, Retry, install
 from taskguard.celery.publishing import CapturingProducer
-from taskguard.envelope import Envelope, record_id
+from taskguard.envelope import Envelope
 from taskguard.errors import ConfigurationError, StoreUnavailable
 from taskguard.headers import PREPARE
-from taskguard.record import Record, State
+from taskguard.record import State
 from taskguard.stores.sql import SQLStore
 from taskguard.stores.sql.schema import messages
-
-NOWHERE = "redis://127.0.0.1:1/0"
-"""Neither the broker nor the result backend answers: a body that talked to them would fail."""
-
-
-class Shop:
-    """A shop whose effects are rows of ``effects``, beside the store's."""
-
-    def __init__(self, path: Path, **settings: Any) -> None:
-        self.url = f"sqlite:///{path}"
-        self.app = Celery("shop", broker=NOWHERE, backend=NOWHERE, set_as_current=False)
-        install(self.app, **{"store": self.url, "namespace": "shop", **settings})
-        self.store: Any = SQLStore.from_url(self.url, namespace="shop")
-        self.store.ping()
-        self.engine = create_engine(self.url)
-        with self.engine.begin() as connection:
-            connection.execute(text("CREATE TABLE effects (id INTEGER PRIMARY KEY, what TEXT UNIQUE)"))
-
-        @self.app.task(name="mail", base=ReliableTask, shared=False)
-        def mail(what: str = "") -> None: ...
-
-        self.mail = mail
-
-    def task(self, body: Callable[..., Any], **options: Any) -> Any:
-        options = {"name": "work", "bind": True, "transactional": True, "throws": (), **options}
-        return self.app.task(base=ReliableTask, shared=False, **options)(body)
-
-    def run(self, body: Callable[..., Any], *args: Any, **options: Any) -> Any:
-        return self.task(body, **options).apply(args, task_id="t1")
-
-    def effects(self) -> list[str]:
-        with self.engine.connect() as connection:
-            return list(connection.execute(text("SELECT what FROM effects ORDER BY id")).scalars())
-
-    def sent(self) -> list[str]:
-        return [record.task for record in self.store.outbox.peek(100)]
-
-    def record(self) -> Record:
-        found = self.store.find(record_id("work", "t1"))
-        assert found is not None
-        return found  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        self.engine.dispose()
-        self.store.close()
-        self.app.taskguard.store.close()
-
-
-def write(session: Session, what: str) -> None:
-    session.execute(text("INSERT INTO effects (what) VALUES (:what)"), {"what": what})
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(tmp_path / "shop.sqlite3")
-    yield shop
-    shop.close()
+from tests.unit.transactionalshop import NOWHERE, Effect, Shop, write
 
 
 def test_effect_sends_and_completion_are_there_together(shop: Shop) -> None:
@@ -130,18 +74,6 @@ def test_an_asked_retry_leaves_nothing_of_its_attempt(shop: Shop) -> None:
         assert shop.sent() == ["mail"] * number
         with shop.engine.begin() as connection:
             connection.execute(text("DELETE FROM effects"))
-
-
-class Rows(DeclarativeBase):
-    """What is mapped here."""
-
-
-class Effect(Rows):
-    """A row of ``effects`` that is written when its session is flushed, and not before."""
-
-    __tablename__ = "effects"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    what: Mapped[str]
 
 
 def test_what_the_database_refuses_at_the_end_undoes_the_run(shop: Shop) -> None:

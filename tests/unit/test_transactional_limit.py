@@ -1,6 +1,5 @@
 """Transactional tasks whose end is interrupted: all of the run is there, or nothing of it; and savepoints."""
 
-# ruff: noqa: F811
 from __future__ import annotations
 
 from typing import Any
@@ -15,7 +14,7 @@ from taskguard.errors import ConfigurationError
 from taskguard.record import State
 from taskguard.stores.sql import SQLStore
 from taskguard.stores.sql.transactional import RunTransaction
-from tests.unit.test_transactional import Effect, Shop, shop, write  # noqa: F401
+from tests.unit.transactionalshop import Effect, Shop, write
 
 
 def _strike(monkeypatch: pytest.MonkeyPatch, kind: type, method: str, *, before: bool) -> list[int]:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Dialect,
     LargeBinary,
     String,
     bindparam,
@@ -57,6 +59,7 @@ _SERVER_MS = {
 }
 
 
+@lru_cache(maxsize=256)
 def channel(namespace: str) -> str:
     """The channel on which relays of *namespace* listen."""
     return f"taskguard_{record_id(namespace)}"
@@ -105,13 +108,13 @@ def insertion(kind: str, *, tells: bool) -> Insert:
     }
     match kind:
         case "postgresql":
+            if tells:
+                # It says nothing, which is what this column is given. Returned, it would be a row to be read.
+                told = func.pg_notify(bindparam("o_channel", type_=String()), literal_column("''"))
+                row["holder"] = cast(told, String())
             insert = postgresql.insert(messages).values(row)
             replaced = {_c[name]: insert.excluded[name] for name in _REPLACED}
-            insert = insert.on_conflict_do_update(index_elements=[_c.namespace, _c.id], set_=replaced)
-            if tells:
-                told = func.pg_notify(bindparam("o_channel", type_=String()), literal_column("''"))
-                return insert.returning(cast(told, String()))
-            return insert
+            return insert.on_conflict_do_update(index_elements=[_c.namespace, _c.id], set_=replaced)
         case "sqlite":
             other = sqlite.insert(messages).values(row)
             replaced = {_c[name]: other.excluded[name] for name in _REPLACED}
@@ -119,6 +122,28 @@ def insertion(kind: str, *, tells: bool) -> Insert:
         case _:
             third = mysql.insert(messages).values(row)
             return third.on_duplicate_key_update({name: third.inserted[name] for name in _REPLACED})
+
+
+class Spelling:
+    """The statement of one row as a driver takes it: SQLAlchemy would take as long to spell it as to execute it."""
+
+    def __init__(self, kind: str, dialect: Dialect, *, tells: bool) -> None:
+        compiled = insertion(kind, tells=tells).compile(dialect=dialect)
+        self.text = str(compiled)
+        self._names = compiled.positiontup if compiled.positional else None
+        binds = compiled.binds.items()
+        made = ((name, bound.type.dialect_impl(dialect).bind_processor(dialect)) for name, bound in binds)
+        self._made = [(name, make) for name, make in made if make is not None]
+        self._texts = itemgetter(*(name for name, bound in binds if isinstance(bound.type, AnyText)))
+
+    def arguments(self, given: dict[str, Any]) -> Any:
+        """What `parameters` made, in the driver's order; *given* is changed."""
+        texts = "".join(self._texts(given))
+        storable = texts.isprintable() and "\\" not in texts  # as they are: see `AnyText`
+        for name, make in self._made:
+            if not storable or type(given[name]) is not str:
+                given[name] = make(given[name])
+        return given if self._names is None else tuple(given[name] for name in self._names)
 
 
 def parameters(
