@@ -47,7 +47,7 @@ def record_id(*parts: str) -> str:
     return hashlib.blake2b(apart.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
 
 
-@lru_cache(maxsize=1000)
+@lru_cache(maxsize=1000, typed=True)
 def _ready_head(queue: str, priority: int) -> bytes:
     """The beginning of a wire form of `Envelope.to_ready`, the same for all messages that go the same way."""
     return _encode({"v": READY_VERSION, "queue": queue, "priority": priority})[:-1].encode() + _ITEM

@@ -34,6 +34,7 @@ from taskguard.custody import (
 )
 from taskguard.envelope import Envelope
 from taskguard.events import Event, Observer
+from taskguard.headers import next_attempt
 from taskguard.ports import MessageStore
 from taskguard.record import Attempt, Failure, Reason, brief
 from taskguard.settings import Settings
@@ -223,6 +224,11 @@ class Gate:
             why,
         )
 
+    def again(self, custody: Custody, *, why: str) -> Settlement:
+        """The same attempt once more, due at once."""
+        following = next_attempt(custody.envelope, retries=custody.envelope.retries)
+        return self.defer(custody, following, due_at=self._clock(), why=why)
+
     def bury(self, custody: Custody, reason: Reason, error: BaseException) -> Settlement:
         """The run failed for good."""
         text = "".join(tracebacks.format_exception(error)) if error.__traceback__ is not None else ""
@@ -290,7 +296,12 @@ class Gate:
         *,
         repeatable: bool = True,
     ) -> Settlement:
-        if not self._patiently(step) and not (repeatable and self._reclaimed(custody) and self._patiently(step)):
+        done = self._patiently(step)
+        if not done and self._reclaimed(custody):
+            if not repeatable:
+                return self.again(custody, why="the store had forgotten the run, and its transaction was undone")
+            done = self._patiently(step)
+        if not done:
             custody.lost = True
             return self._told(custody.envelope, Discarded(Drop.CUSTODY_LOST), "custody_lost")
         if not isinstance(settlement, (Retried, Deferred)):
@@ -299,12 +310,19 @@ class Gate:
 
     def _reclaimed(self, custody: Custody) -> bool:
         """Whether the store had forgotten the run, which has custody anew: a server that crashes may lose its last
-        moment, and the broker's copy, acknowledged now, would be the last trace of the message."""
+        moment, and the broker's copy, acknowledged now, would be the last trace of the message.
+
+        Not where the record may be gone because another run has ended and its result was kept no longer.
+        """
+        terms, lease = _terms(custody), self._settings.lease
         if self._patiently(lambda: self.store.find(custody.envelope.id)) is not None:
             return False
-        lease, max_crashes = self._settings.lease, _terms(custody).max_crashes
+        if self._patiently(self.store.now) - custody.token / 1000 >= lease + terms.retention:
+            return False
         answer = self._patiently(
-            lambda: self.store.claim(custody.envelope, holder=custody.holder, lease=lease, max_crashes=max_crashes)
+            lambda: self.store.claim(
+                custody.envelope, holder=custody.holder, lease=lease, max_crashes=terms.max_crashes
+            )
         )
         if not isinstance(answer, Claimed):
             return False

@@ -19,7 +19,6 @@ from celery import Celery, signals
 from celery.app import amqp as celery_amqp
 from celery.app import base as celery_base
 from celery.app.routes import MapRoute, Router
-from celery.utils.saferepr import saferepr
 from kombu.entity import Queue
 from kombu.serialization import registry
 from kombu.utils.json import JSONEncoder, dumps
@@ -72,6 +71,8 @@ class PlainCalls:
             _is_stock(type(app), "send_task", celery_base)
             and _is_stock(type(amqp), "as_task_v2", celery_amqp)
             and _is_stock(type(amqp), "_create_task_sender", celery_amqp)
+            and "as_task_v2" not in vars(amqp)
+            and getattr(amqp.create_task_message, "__self__", None) is amqp
         )
         self._pid = 0
         self._headers: dict[str, Any] = {}
@@ -82,7 +83,8 @@ class PlainCalls:
         if self._replaced or options.get("task_type") is not task or not _is_plain(options):
             return None
         if self._pid != os.getpid():  # which the headers name as their origin
-            self._headers, self._pid = self._amqp.as_task_v2("", "").headers, os.getpid()
+            # Not taskguard's own, which would give the template the delay of a message that is being sent.
+            self._headers, self._pid = celery_amqp.AMQP.as_task_v2(self._amqp, "", "").headers, os.getpid()
         if (
             not isinstance(args, (list, tuple))
             or type(kwargs) is not dict
@@ -95,6 +97,9 @@ class PlainCalls:
         queue = None if self._app.current_worker_task else self._queue(task, options)
         if type(queue) is not Queue or queue.exchange.type != "direct":
             return None
+        shown = flat_repr(args, self._amqp.argsrepr_maxsize), flat_repr(kwargs, self._amqp.kwargsrepr_maxsize)
+        if not all(shown):
+            return None
         task_id = options.get("task_id") or _new_id()
         headers = {
             **self._headers,
@@ -103,8 +108,8 @@ class PlainCalls:
             "shadow": options.get("shadow"),
             "timelimit": [options.get("time_limit"), options.get("soft_time_limit")],
             "root_id": task_id,
-            "argsrepr": self._shown(args, self._amqp.argsrepr_maxsize),
-            "kwargsrepr": self._shown(kwargs, self._amqp.kwargsrepr_maxsize),
+            "argsrepr": shown[0],
+            "kwargsrepr": shown[1],
             "ignore_result": options.get("ignore_result"),
             "stamps": {},
             **given,
@@ -140,9 +145,6 @@ class PlainCalls:
             return wanted if isinstance(wanted, Queue) else router.queues[wanted]
         except KeyError:
             return None
-
-    def _shown(self, values: Any, most: int) -> str:
-        return flat_repr(values, most) or saferepr(values, most, maxlevels=self._app.conf.task_repr_maxlevels)
 
 
 def _new_id() -> str:

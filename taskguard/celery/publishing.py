@@ -91,6 +91,7 @@ def delaying(app: Celery) -> Callable[..., Any]:
     it would keep that route, and be delayed a second time when it is due.
     """
     send_task = app.send_task
+    is_celerys = getattr(send_task, "__self__", None) is app
 
     def send(
         name: str,
@@ -105,6 +106,7 @@ def delaying(app: Celery) -> Callable[..., Any]:
         if (
             type(options.get("producer")) is CapturingProducer
             and capture is not None
+            and is_celerys
             and not (countdown or eta or more)
         ):
             # Cached properties, with slow getters; the first message, which makes them, goes Celery's way.

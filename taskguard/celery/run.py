@@ -24,7 +24,7 @@ from taskguard.celery.settle import settle
 from taskguard.clock import instant, wall_clock
 from taskguard.downstream import timeouts
 from taskguard.envelope import Envelope
-from taskguard.errors import DownstreamTimeout, Refused, StoreError, StoreUnavailable
+from taskguard.errors import CustodyLost, DownstreamTimeout, Refused, StoreError, StoreUnavailable
 from taskguard.gate import Custody, Gate
 from taskguard.policies import Retry, RetryEvent
 from taskguard.record import Reason
@@ -194,6 +194,8 @@ def _failed(task: ReliableTask, gate: Gate, custody: Custody, exc: Exception) ->
     asked = getattr(task.request, "taskguard_retry", None)
     if asked is not None:  # ``self.retry(throw=False)`` came before it, and in Celery had been sent by now
         return _asked_retry(task, gate, custody, asked.exception)
+    if isinstance(exc, CustodyLost):  # discarded, unless the store has only forgotten the run
+        return gate.again(custody, why="the run was told that it had lost custody")
     deadline = custody.envelope.deadline_at
     late = deadline is not None and wall_clock() >= deadline
     if isinstance(exc, (SoftTimeLimitExceeded, DownstreamTimeout)) and late:

@@ -56,8 +56,9 @@ class Joined(Capture):
         from taskguard.celery.composing import composed
         from taskguard.outbox.transactions import SessionTransaction
 
-        # The size of a chord whose parts are chains names none of their messages; it is told before the next one goes.
-        mine = {n for n, effect in enumerate(self.effects) if n not in self._carried or concerns(effect, envelope)}
+        mine = {number for number, effect in enumerate(self.effects) if concerns(effect, envelope)}
+        # The size of a chord whose parts are chains names none of their messages, of which this is the first.
+        mine |= {n for n, effect in enumerate(self.effects) if n not in self._carried and effect[0] != "save_group"}
         self._carried |= mine
         envelope = carrying(envelope, [self.effects[number] for number in sorted(mine)])
         message = composed(self._app, envelope, due_at, ordering)

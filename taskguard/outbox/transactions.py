@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, Dialect, Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, UnboundExecutionError
 from sqlalchemy.orm import Session, scoped_session
 
@@ -17,7 +17,7 @@ from taskguard.outbox.place import Place
 from taskguard.stores.sql.outgoing import ROWS, Spelling, family, insertion, is_missing_table, parameters
 
 _checked: WeakKeyDictionary[Engine, Place] = WeakKeyDictionary()
-_spellings: WeakKeyDictionary[Dialect, Spelling] = WeakKeyDictionary()
+_spellings: WeakKeyDictionary[Engine, Spelling] = WeakKeyDictionary()
 
 
 class Transaction(ABC):
@@ -130,10 +130,10 @@ class ConnectionTransaction(Transaction):
 
 
 def _spelling(connection: Connection) -> Spelling:
-    dialect = connection.dialect
-    known = _spellings.get(dialect)
+    known = _spellings.get(connection.engine)
     if known is None:
-        known = _spellings[dialect] = Spelling(family(dialect.name), dialect, tells=True)
+        dialect = connection.dialect
+        known = _spellings[connection.engine] = Spelling(family(dialect.name), dialect, tells=True)
     return known
 
 

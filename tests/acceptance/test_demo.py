@@ -102,8 +102,8 @@ def test_the_demo_loses_nothing_and_what_it_leaves_can_be_requeued(terminal: Ter
     column = table["taskguard"]
     assert (column["orders"], column["lost"], column["charged_twice"], column["contradictions"]) == (60, 0, 0, 0)
     assert column["held"] == column["rescued"] >= 1
-    assert 1 <= column["probes"] <= 8
-    assert 0 < column["unavailable"] - column["probes"] <= 20
+    assert column["probes"] <= 8
+    assert 0 < column["unavailable"] <= 28
     assert column["limited"] == 0
     assert column["repeated"] >= 1
     assert column["suppressed"] == column["duplicates"] == 6

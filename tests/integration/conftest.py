@@ -35,7 +35,7 @@ def pairs(*chosen: tuple[str, str]) -> list[Any]:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of a matrix, a module plays one store with each broker, drawn by ``PROOF_SEED``; ``PROOF_ALL=1`` plays all.
 
-    The first pair alone is smoke: the other servers are for the whole suite.
+    So does a test that is named in full. The first pair alone is smoke: the other servers are for the whole suite.
     """
     matrices: dict[str, set[tuple[str, str]]] = {}
     for item in items:
@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             matrices.setdefault(item.path.stem, set()).add(pair)
             if pair != SMOKE_PAIR:
                 item.own_markers = [mark for mark in item.own_markers if mark.name != "smoke"]
-    if os.environ.get("PROOF_ALL", "") not in ("", "0"):
+    if os.environ.get("PROOF_ALL", "") not in ("", "0") or any("[" in each for each in config.args):
         return
     drawn = {module: _drawn(module, matrix) for module, matrix in matrices.items()}
     left = [item for item in items if _pair(item) in drawn.get(item.path.stem, {None}) | {None} or _is_smoke(item)]

@@ -308,6 +308,20 @@ def test_a_run_that_was_taken_over_cannot_commit(shop: Business) -> None:
     assert shop.tokens(f"gated {waits}") == [str(rescuer.token)]
 
 
+@pytest.mark.parametrize("place", drawn(of="forgotten"))
+def test_a_run_that_the_database_forgot_is_done_again(shop: Business) -> None:
+    """As after a crash of the server that took the claim along, and with it what the run had written."""
+    site, waits = shop.site, gate()
+    site.start_worker(concurrency=1)
+    result = site.send("gated", waits)
+    site.wait_started(result)
+    services.delete_rows(site.store_url, site.namespace)
+    site.journal.open(waits)
+    site.wait_started(result, 2)
+    site.wait_state(result, "SUCCESS")
+    assert shop.effects()[f"gated {waits}"] == 1
+
+
 @pytest.mark.parametrize("place", drawn(of="deadlock"))
 def test_a_deadlock_costs_an_attempt_and_nothing_else(shop: Business) -> None:
     """One of two runs is chosen by the database, undone, and run again."""

@@ -87,7 +87,7 @@ class PostgreSQL(Dialect):
 
     Transactions are on the disk when they end, but for a first claim, whose message the broker still has: that gets
     there with whatever is next, the run's completion at the latest. A server that crashes in between forgets that the
-    run began, and its end claims it anew (`Gate`).
+    run began, and the way out claims its key anew (`Gate`).
     """
 
     now = "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)"
