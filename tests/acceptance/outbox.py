@@ -26,6 +26,7 @@ from typing import Any
 from sqlalchemy import create_engine, select
 from sqlalchemy.schema import CreateTable, DropTable
 
+from taskguard.envelope import record_id
 from tests import services
 from tests.acceptance.outboxapp import make_app, orders_of
 from tests.integration.crew import Relay
@@ -114,6 +115,15 @@ class Scene(Site):
                     members.remove(member)
                     self.start(kind)
 
+    def stuck(self, orders: set[Order]) -> str:
+        """Where the first of these is, by the store and the broker, and what the workers do."""
+        records = [
+            self.store.find(record_id("fulfil", f"{customer}:{number}")) for customer, number in sorted(orders)[:3]
+        ]
+        hidden = f", {self.unacknowledged()} unacknowledged" if self.broker.startswith("redis") else ""
+        doing = "\n".join(f"{worker.name}: {worker.stacks()}" for worker in self.crew["worker"] if worker.alive)
+        return f"{len(orders)} left, records {records}{hidden}\n{doing}"
+
     def published(self) -> list[Order]:
         """The messages that nobody consumed, in the order in which they were published."""
         found: list[Order] = []
@@ -184,7 +194,9 @@ def play(broker: str, store: str, *, orders: int, seed: int, directory: Path, fa
             if ended and not plan and set(rows(placed)) <= set(rows(done)):
                 break
             if time.monotonic() - moved > STALL:
-                outcome.flaws.append(f"nothing was done for {STALL:g} s")
+                outcome.flaws.append(
+                    f"nothing was done for {STALL:g} s: {scene.stuck(set(rows(placed)) - set(rows(done)))}"
+                )
                 break
             time.sleep(0.1 if orders < 5000 else 0.5)  # how often a supervisor looks
         outcome.seconds = time.monotonic() - began
