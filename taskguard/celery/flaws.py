@@ -109,6 +109,8 @@ def _embed_flaw(embed: Mapping[str, Any]) -> str | None:
         steps = embed.get(name)
         if steps is not None and not (isinstance(steps, (list, tuple)) and all(map(_is_signature, steps))):
             return f"{name} {_short(steps)} is not a list of signatures"
+    if not all(isinstance(step.get("options"), Mapping) for step in embed.get("chain") or ()):
+        return f"chain {_short(embed['chain'])} has a step without options"  # which Celery reads when the task fails
     if embed.get("chord") is not None and not _is_signature(embed["chord"]):
         return f"chord {_short(embed['chord'])} is not a signature"
     return None

@@ -32,14 +32,17 @@ def install(app: Celery, **settings: Any) -> Runtime:
 
     *settings* are those of `taskguard.Settings`; what is not given is read from ``taskguard_*`` in Celery's
     configuration and ``TASKGUARD_*`` in the environment. Calling it again with settings replaces them.
-    Raises ConfigurationError for an unknown setting at once, and for a Celery setting that would lose work when the
-    configuration is loaded.
+    Raises ConfigurationError for an unknown setting or store at once, and for a Celery setting that would lose work
+    when the configuration is loaded.
     """
     from taskguard.celery.pausing import Pauser
     from taskguard.celery.worker import Beating, Relaying
     from taskguard.settings import Settings
+    from taskguard.stores import room_of
 
-    Settings.read(settings, {}, {})
+    given = Settings.read(settings, {}, {})
+    for url in filter(None, (given.store, given.permits)):
+        room_of(url)
     runtime = getattr(app, "taskguard", None)
     if isinstance(runtime, Runtime) and not settings:
         return runtime

@@ -74,8 +74,8 @@ def deliver(task: ReliableTask, request: Any, args: Any, kwargs: Any) -> Any:
             raise
         if not isinstance(exc, StoreUnavailable):
             time.sleep(REQUEUE_PAUSE)  # it answered at once, and would again
-        # Unsettled: the broker, or the lease, brings the message back.
-        raise Reject(exc, requeue=True) from exc
+        # Unsettled: the broker, or the lease, brings the message back. Celery logs the whole chain, with tracebacks.
+        raise Reject(exc, requeue=True) from None
     return settle(task, request, entered)
 
 

@@ -124,9 +124,15 @@ def _open(ctx: click.Context) -> MessageStore:
     else:
         assert settings.store is not None
         store = open_store(settings.store, namespace=settings.namespace, timeout=settings.store_timeout)
+    ctx.meta[_META + "looked_in"] = settings.namespace
     ctx.call_on_close(store.close)
     store.ping()
     return store
+
+
+def looked_in() -> str:
+    """The namespace in which the command looked: a wrong one looks like all being well."""
+    return str(click.get_current_context().meta[_META + "looked_in"])
 
 
 def _open_permits(ctx: click.Context) -> PermitStore:

@@ -75,9 +75,10 @@ def rows(place: Place, composed: Sequence[Composed], kind: str) -> list[dict[str
 
 def missing(place: Place, exc: Exception) -> StoreError:
     """The error of a database that has no outbox."""
+    named = f"--store {place.url}" if place.url.password is None else "with its URL in TASKGUARD_STORE"
     return StoreError(
         f"outbox {place.shown}: this database has no table for it, or an old one; create it: taskguard schema create "
-        f"--store {place.url.render_as_string(hide_password=True)}"
+        f"{named}"
     )
 
 

@@ -279,9 +279,8 @@ def _named(value: object, name: str) -> Limit:
         return Limit(value.policy, value.name or name, value.key)
     if isinstance(value, _RATES):
         return Limit(value, name)
-    raise ConfigurationError(
-        f"rate: {value!r} limits nothing; give TokenBucket(100, per=1), Limit(...), or a list of them"
-    )
+    said = "is text, which only rules are written in" if isinstance(value, str) else "limits nothing"
+    raise ConfigurationError(f"rate: {value!r} {said}; give TokenBucket(100, per=1), Limit(...), or a list of them")
 
 
 def _measure(policy: Rate | Adaptive) -> str:

@@ -54,12 +54,17 @@ def open_demand(
     return store
 
 
-def _opened(url: str, module: str, kind: str, namespace: str, timeout: float, clock: Clock | None) -> Any:
-    """What is of this kind in the room that the scheme names: all rooms have the same file and class names."""
-    scheme = urlsplit(url).scheme
-    room = ROOMS.get(scheme.split("+")[0])
+def room_of(url: str) -> str:
+    """Which of `ROOMS` the scheme names. Raises ConfigurationError for an unknown scheme."""
+    room = ROOMS.get(urlsplit(url).scheme.split("+")[0])
     if room is None:
         raise ConfigurationError(f"store: {url!r} is not a store URL; use one of {SCHEMES}")
+    return room
+
+
+def _opened(url: str, module: str, kind: str, namespace: str, timeout: float, clock: Clock | None) -> Any:
+    """What is of this kind in the room that the scheme names: all rooms have the same file and class names."""
+    scheme, room = urlsplit(url).scheme, room_of(url)
     try:
         found = getattr(import_module(f"{__name__}.{room.lower()}.{module}"), f"{room}{kind}")
     except ModuleNotFoundError as exc:

@@ -16,8 +16,9 @@ from tests import services
 from tests.integration.conftest import open_site, pairs
 from tests.integration.proxy import Proxy
 from tests.integration.site import Site
+from tests.proof.draw import seed
 
-SEED = int(os.environ.get("NETWORK_SEED", "0")) or random.SystemRandom().randrange(1, 2**31)
+SEED = int(os.environ.get("NETWORK_SEED", "0")) or seed()
 TASKS = 120
 FAULTS = 8
 RECOVERY = 90.0

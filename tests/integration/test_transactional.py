@@ -375,6 +375,7 @@ def test_a_long_transaction_in_sqlite_holds_others_up_and_loses_nothing(file_sho
     site.journal.open(waits)
     for result in (writing, held, *orders):
         site.wait_state(result, "SUCCESS")
+    site.wait(lambda: file_shop.effects().total() >= 7, "what the orders have sent")
     site.wait_settled()
     done = file_shop.effects()
     assert done == {f"gated {waits}": 1} | {f"{what} {number}": 1 for what in ("order", "ship") for number in range(3)}

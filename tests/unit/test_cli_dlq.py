@@ -89,7 +89,7 @@ class TestLooking:
             assert [letter["id"] for letter in parsed(run("dlq", "list", "--json", *words))] == [id], words
         assert parsed(run("dlq", "list", "--json", "--older-than", "1h")) == []
         assert [letter["id"] for letter in parsed(run("dlq", "search", "charge:2", "--json"))] == [id]
-        assert "No dead letter matches" in run("dlq", "list", "--task", "nothing").output
+        assert "No dead letter matches in the namespace" in run("dlq", "list", "--task", "nothing").output
 
     def test_show_takes_the_beginning_of_an_id(self, run: Run, store: MessageStore) -> None:
         """And shows all there is."""

@@ -66,6 +66,7 @@ def test_an_async_function_given_to_call_is_refused(permits: PermitHouse) -> Non
     ("options", "complaint"),
     [
         ({"rate": 5}, "5 limits nothing"),
+        ({"rate": "40/second"}, "is text, which only rules are written in; give TokenBucket"),
         ({"rate": []}, "an empty rate"),
         ({"rate": [TokenBucket(1), TokenBucket(2)]}, "two limits are called"),
         ({"concurrency": 0}, "Concurrency.limit: 0"),

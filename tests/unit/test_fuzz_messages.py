@@ -104,7 +104,11 @@ def test_a_field_of_protocol_1_that_once_killed_a_worker_is_a_dead_letter(
     assert record.state is State.DEAD
 
 
-@pytest.mark.parametrize("embed", [{"chain": "x"}, {"chain": [1]}, {"callbacks": [{}]}, {"chord": 5}], ids=repr)
+@pytest.mark.parametrize(
+    "embed",
+    [{"chain": "x"}, {"chain": [1]}, {"chain": [{"task": "work"}]}, {"callbacks": [{}]}, {"chord": 5}],
+    ids=repr,
+)
 def test_a_canvas_that_is_none_is_refused_before_the_task_runs(reception: Reception, embed: dict[str, Any]) -> None:
     """After the run nobody could send it, nor tell its failure."""
     marker = new_marker()

@@ -10,7 +10,7 @@ import click
 from taskguard.cli import parameters
 from taskguard.cli.complaints import Complaint
 from taskguard.cli.connection import with_store
-from taskguard.cli.dlq.selection import selected, with_selection
+from taskguard.cli.dlq.selection import no_letter, selected, with_selection
 from taskguard.cli.output import confirm, json_option, print_json, progress, yes_option
 from taskguard.cli.text import age, one_line, plural
 from taskguard.clock import iso
@@ -81,7 +81,7 @@ def _report(results: Iterable[Requeued], store: MessageStore, *, dry_run: bool) 
         due.append(result.due_at)
         reused += result.letter is not None and result.letter.failure.reason is Reason.KEY_REUSED
     if not due and not problems:
-        click.echo("No dead letter matches.")
+        click.echo(no_letter())
         return
     now = store.now()
     ready = sum(at <= now for at in due)
@@ -153,4 +153,4 @@ def purge(
         print_json({"id": id, "purged": gone} for id, gone in results)
         return
     count = sum(gone for _, gone in results)
-    click.echo(f"Purged {plural(count, 'dead letter')}." if ids else "No dead letter matches.")
+    click.echo(f"Purged {plural(count, 'dead letter')}." if ids else no_letter())

@@ -11,6 +11,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from taskguard.cli.dlq.selection import no_letter
 from taskguard.cli.screen import cell, console, table
 from taskguard.cli.text import age, clean, plural
 from taskguard.clock import iso
@@ -22,7 +23,6 @@ WIDE = 120
 """Columns from which a letter fits on one line."""
 
 BODY_SHOWN = 2000
-EMPTY = "No dead letter matches."
 
 
 def letters(found: Iterable[DeadLetter], *, limit: int, now: float) -> None:
@@ -49,7 +49,7 @@ def letters(found: Iterable[DeadLetter], *, limit: int, now: float) -> None:
         else:
             rows.add_row(*start, Group(_cut(task), _cut(error)) if error.plain else _cut(task))
     if not rows.row_count:
-        screen.print(EMPTY)
+        screen.print(no_letter(), soft_wrap=True)
         return
     screen.print(rows)
     more = sum(1 for _ in remaining)
@@ -124,7 +124,7 @@ def groups(tallies: list[Tally], *, now: float) -> None:
     """A table of causes."""
     screen = console()
     if not tallies:
-        screen.print(EMPTY)
+        screen.print(no_letter(), soft_wrap=True)
         return
     wide = screen.width >= WIDE
     rows = table()
@@ -155,7 +155,7 @@ def stats(tallies: list[Tally], *, now: float) -> None:
     """A table of counts by task and reason."""
     screen = console()
     if not tallies:
-        screen.print(EMPTY)
+        screen.print(no_letter(), soft_wrap=True)
         return
     rows = table()
     rows.add_column("task", no_wrap=True, overflow="ellipsis", ratio=1)

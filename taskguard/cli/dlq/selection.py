@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from taskguard.cli.connection import looked_in
 from taskguard.cli.parameters import duration
 from taskguard.deadletters import DeadLetters
 from taskguard.letter import EVERYTHING, Filter
@@ -32,6 +33,11 @@ _FILTERS = (
     click.option("--text", default="", metavar="TEXT", help="Text anywhere in the letter."),
     click.option("--group", default="", metavar="FINGERPRINT", help="Same cause, as `dlq groups` names it."),
 )
+
+
+def no_letter() -> str:
+    """What is said where none matches."""
+    return f"No dead letter matches in the namespace {looked_in()}."
 
 
 def with_filter(command: Command) -> Command:
