@@ -144,12 +144,12 @@ def test_without_push_the_trip_is_seen_with_the_next_report(permits: PermitHouse
 @pytest.mark.usefixtures("_hasty")
 def test_exactly_one_probe_goes_across_threads_and_processes(permits: PermitHouse) -> None:
     """Trap 33: of sixteen callers in two processes one is let through, and closes the circuit."""
-    banks = [
-        permits.downstream(circuit=BREAKER),
-        permits.downstream(desk=permits.another_desk(), circuit=BREAKER),
-    ]
+    heard = threading.Event()
+    told = replace(BREAKER, on_change=lambda _: heard.set())
+    banks = [permits.downstream(circuit=BREAKER), permits.downstream(desk=permits.another_desk(), circuit=told)]
     banks[1].call(lambda: None)
     trip(banks[0])
+    assert heard.wait(PATIENCE)
     permits.clock.advance(30.001)
     hold, inside = threading.Event(), threading.Event()
     calls: list[int] = []
