@@ -115,7 +115,7 @@ class Gate:
         def claim() -> Claim:
             nonlocal asked
             asked += 1
-            return self.store.claim(envelope, holder=holder, lease=settings.lease, max_crashes=terms.max_crashes)
+            return self._claim(envelope, terms, holder)
 
         answer = self._patiently(claim)
         if isinstance(answer, Claimed) and answer.repeated and asked == 1:
@@ -308,22 +308,21 @@ class Gate:
             self._release_name(custody.envelope, _terms(custody))
         return self._told(custody.envelope, settlement, name, detail)
 
+    def _claim(self, envelope: Envelope, terms: Terms, holder: str) -> Claim:
+        return self.store.claim(envelope, holder=holder, lease=self._settings.lease, max_crashes=terms.max_crashes)
+
     def _reclaimed(self, custody: Custody) -> bool:
         """Whether the store had forgotten the run, which has custody anew: a server that crashes may lose its last
         moment, and the broker's copy, acknowledged now, would be the last trace of the message.
 
         Not where the record may be gone because another run has ended and its result was kept no longer.
         """
-        terms, lease = _terms(custody), self._settings.lease
+        terms = _terms(custody)
         if self._patiently(lambda: self.store.find(custody.envelope.id)) is not None:
             return False
-        if self._patiently(self.store.now) - custody.token / 1000 >= lease + terms.retention:
+        if self._patiently(self.store.now) - custody.token / 1000 >= self._settings.lease + terms.retention:
             return False
-        answer = self._patiently(
-            lambda: self.store.claim(
-                custody.envelope, holder=custody.holder, lease=lease, max_crashes=terms.max_crashes
-            )
-        )
+        answer = self._patiently(lambda: self._claim(custody.envelope, terms, custody.holder))
         if not isinstance(answer, Claimed):
             return False
         custody.token, custody.lost = answer.token, False

@@ -28,7 +28,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 class Teller:
-    """Says of a failure what it was when it happens: a run that is broken off at its time limit has no summary."""
+    """Shows each failure when it happens: a run that is broken off, as by CI's time limit, prints no summary."""
 
     def __init__(self, terminal: pytest.TerminalReporter) -> None:
         self._terminal = terminal
@@ -42,7 +42,7 @@ class Teller:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Tell of failures at once where people wait for nothing: under xdist, and in CI."""
+    """Show failures at once where several processes run the suite, which takes long."""
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None and config.getoption("numprocesses", None):
         config.pluginmanager.register(Teller(terminal))

@@ -20,7 +20,6 @@ from celery.worker.state import revoked as revoked_tasks
 from celery.worker.state import task_ready
 from kombu.exceptions import EncodeError, OperationalError
 
-from taskguard import headers
 from taskguard.celery.message import received_envelope
 from taskguard.celery.run import DELIVERY, following_attempt, judge
 from taskguard.celery.runtime import new_holder, runtime_of
@@ -294,8 +293,7 @@ class ReliableRequest(Request):  # type: ignore[misc]
             custody = self._custody()
             if custody is None:
                 return False
-            following = headers.next_attempt(self.envelope, retries=self.envelope.retries)
-            self.runtime.prompt_gate.defer(custody, following, due_at=wall_clock(), why=why)
+            self.runtime.prompt_gate.again(custody, why=why)
         except StoreError:
             return False
         self.acknowledge()

@@ -75,7 +75,8 @@ def rows(place: Place, composed: Sequence[Composed], kind: str) -> list[dict[str
 
 def missing(place: Place, exc: Exception) -> StoreError:
     """The error of a database that has no outbox."""
-    named = f"--store {place.url}" if place.url.password is None else "with its URL in TASKGUARD_STORE"
+    secret = place.url.password is not None or place.url.query  # which may hold another
+    named = "with its URL in TASKGUARD_STORE" if secret else f"--store {place.url}"
     return StoreError(
         f"outbox {place.shown}: this database has no table for it, or an old one; create it: taskguard schema create "
         f"{named}"

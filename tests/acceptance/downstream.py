@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from tests.acceptance.narrow import Call, Served, busiest, most_overtaken
 from tests.integration.conftest import open_site
 from tests.integration.journal import Deadline
 from tests.integration.servers import PrivateRedis
-from tests.integration.site import Site
+from tests.integration.site import PATIENCE, Site
 
 LIMIT = 50
 WORKERS, CONCURRENCY = 2, 2
@@ -65,7 +65,7 @@ class Scene(Site):
 
     def wait_all(self, count: int, *, timeout: float) -> None:
         """Wait until all of that many tasks are done."""
-        Deadline.after(timeout).reached(lambda: time.sleep(0.3) or len(self.served()) >= count)
+        Deadline.after(timeout).reached(lambda: len(self.served()) >= count, every=0.3)
         self.wait(lambda: self.store.depths()[State.DONE].count >= count, f"{count} tasks done", timeout=15)
 
     def done(self) -> list[Record]:
@@ -177,11 +177,13 @@ def trip(played: Scene) -> None:
     from tests.acceptance import narrow
 
     downstream = played.app.narrow
-    while downstream.circuit.view.state == "closed":
-        try:
+
+    def tripped() -> bool:
+        with suppress(Exception):
             downstream.call(narrow.call, played.narrow.port, -1)
-        except Exception:
-            time.sleep(0.01)
+        return bool(downstream.circuit.view.state != "closed")
+
+    assert Deadline.after(PATIENCE).reached(tripped)
 
 
 def _client(server: PrivateRedis) -> Redis:

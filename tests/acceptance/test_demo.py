@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import psutil
 import pytest
 
 import taskguard
+from tests.integration.journal import Deadline
 
 ROOT = Path(taskguard.__file__).parents[1]
 TASKGUARD = [sys.executable, "-c", "from taskguard.cli import main; main()"]
@@ -80,10 +80,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 
 def eventually(met: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE
-    while not met():
-        assert time.monotonic() < until, "it has not come about in time"
-        time.sleep(0.1)
+    assert Deadline.after(PATIENCE).reached(met), "it has not come about in time"
 
 
 def charged(books: Path, kind: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import uuid
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from tests import services
 from tests.contracts.permits import MicroClock
 from tests.integration.servers import PrivateRedis
 from tests.integration.site import Site
-from tests.proof.draw import seed
+from tests.proof.draw import plays_all, seed
 
 BROKERS = ("redis", "rabbitmq")
 STORES = ("redis", "postgresql", "mariadb", "sqlite")
@@ -44,12 +43,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             matrices.setdefault(item.path.stem, set()).add(pair)
             if pair != SMOKE_PAIR:
                 item.own_markers = [mark for mark in item.own_markers if mark.name != "smoke"]
-    if os.environ.get("PROOF_ALL", "") not in ("", "0") or any("[" in each for each in config.args):
+    if plays_all() or any("[" in each for each in config.args):
         return
     drawn = {module: _drawn(module, matrix) for module, matrix in matrices.items()}
-    left = [item for item in items if _pair(item) in drawn.get(item.path.stem, {None}) | {None} or _is_smoke(item)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(left)])
-    items[:] = left
+    chosen: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        pair = _pair(item)
+        played = pair is None or pair in drawn[item.path.stem] or item.get_closest_marker("smoke") is not None
+        (chosen if played else left_out).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = chosen
 
 
 def _pair(item: pytest.Item) -> tuple[str, str] | None:
@@ -58,11 +62,7 @@ def _pair(item: pytest.Item) -> tuple[str, str] | None:
     return pair if isinstance(pair, tuple) else None
 
 
-def _is_smoke(item: pytest.Item) -> bool:
-    return item.get_closest_marker("smoke") is not None
-
-
-def _drawn(module: str, matrix: set[tuple[str, str]]) -> set[tuple[str, str] | None]:
+def _drawn(module: str, matrix: set[tuple[str, str]]) -> set[tuple[str, str]]:
     chance = random.Random(f"{seed()} {module}")
     by_broker: dict[str, list[tuple[str, str]]] = {}
     for pair in sorted(matrix):

@@ -105,10 +105,10 @@ class Deadline:
         """The moment in *seconds* from now."""
         return cls(time.monotonic() + seconds)
 
-    def reached(self, condition: Callable[[], object]) -> bool:
-        """Whether *condition* became true in time."""
+    def reached(self, condition: Callable[[], object], *, every: float = 0.03) -> bool:
+        """Whether *condition* became true in time; it is looked at *every* so many seconds."""
         while not condition():
             if time.monotonic() >= self.at:
                 return False
-            time.sleep(0.03)
+            time.sleep(every)
         return True

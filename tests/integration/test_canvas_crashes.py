@@ -8,7 +8,6 @@ does. The points are those behind the completion, where nothing may be repeated.
 
 from __future__ import annotations
 
-import os
 import random
 import threading
 import uuid
@@ -34,12 +33,12 @@ from tests.integration.workflows import (
     wait_over,
 )
 from tests.integration.workshop import PATIENCE, Workshop
-from tests.proof.draw import seed
+from tests.proof.draw import plays_all, seed
 
 BROKERS = ("redis", "rabbitmq")
 UNHARMED = "unharmed"
 """The workshop, on Redis, in which nobody dies and the plain tasks run."""
-ALL = os.environ.get("PROOF_ALL", "") not in ("", "0")
+ALL = plays_all()
 HASTY = '{"visibility_timeout": 5, "unacked_restore_interval": 0.5, "unacked_restore_throttle": 1}'
 SENT = Point("Producer.publish", "after")
 POINTS = (

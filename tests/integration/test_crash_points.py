@@ -8,7 +8,6 @@ on a broker and a store drawn for it; with ``PROOF_ALL=1`` on all of them. ``PRO
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,12 +23,12 @@ from tests.integration.crashpoints import Point
 from tests.integration.crashscenes import Scene
 from tests.integration.crashscenes_permits import SCENES
 from tests.integration.crew import Crew
-from tests.proof.draw import seed
+from tests.proof.draw import plays_all, seed
 
 Pair = tuple[str, str]
 
 PAIRS: list[Pair] = list(product(("redis", "rabbitmq"), ("redis", "postgresql")))
-ALL = os.environ.get("PROOF_ALL", "") not in ("", "0")
+ALL = plays_all()
 SEED = seed()
 
 SPARED = {

@@ -103,12 +103,11 @@ def test_a_group_and_a_delay_and_an_ordering_key(shop: Any) -> None:
     assert (status.waiting, status.later, status.keys) == (3, 1, 1)
 
 
+@pytest.mark.parametrize("shop", ["served"], indirect=True)
 def test_postgresql_tells_the_relay(shop: Any) -> None:
     """With the same statement, when the block commits."""
     from django.db import transaction
 
-    if shop.connection.vendor != "postgresql":
-        pytest.skip("SQLite cannot tell")
     assert not shop.store.outbox.wait(0.01)
     with transaction.atomic(using=shop.connection.alias):
         shop.tasks["charge"].delay_with(shop.connection, 1)

@@ -7,7 +7,6 @@ repeats a draw.
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 from itertools import product
@@ -23,11 +22,11 @@ from tests.integration.journal import Deadline
 from tests.integration.outboxhouse import OutboxHouse, assert_in_order, house_of
 from tests.integration.proxy import Proxy
 from tests.integration.servers import PrivateRedis
-from tests.proof.draw import seed
+from tests.proof.draw import plays_all, seed
 
 BROKERS, DATABASES = ("redis", "rabbitmq"), ("postgresql", "mariadb", "sqlite")
 PAIRS = list(product(BROKERS, DATABASES))
-ALL = os.environ.get("PROOF_ALL", "") not in ("", "0")
+ALL = plays_all()
 SEED = seed()
 BATCH = 8
 

@@ -29,11 +29,11 @@ from tests.integration.crew import Crew, gate
 from tests.integration.proxy import Fault, Proxy
 from tests.integration.site import Site
 from tests.integration.transactionalapp import effects_of, make_app
-from tests.proof.draw import seed
+from tests.proof.draw import plays_all, seed
 
 Place = tuple[str, str]
 PLACES: list[Place] = [("rabbitmq", "postgresql"), ("redis", "mariadb")]
-ALL = os.environ.get("PROOF_ALL", "") not in ("", "0")
+ALL = plays_all()
 SEED = seed()
 
 STARTED_AGAIN = (

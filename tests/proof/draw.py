@@ -21,6 +21,11 @@ def seed() -> int:
     return int(os.environ[VARIABLE])
 
 
+def plays_all() -> bool:
+    """Whether ``PROOF_ALL`` asks for every place instead of those drawn."""
+    return os.environ.get("PROOF_ALL", "") not in ("", "0")
+
+
 class Draw:
     """One store and one pool for each broker, and for each row a broker: few places, so that rows share workers."""
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord, group
+from celery import chain, chord, group
 from sqlalchemy import Connection, create_engine
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from taskguard import ReliableTask, install
+from taskguard import ReliableTask
 from taskguard.celery.effects import tell
 from taskguard.celery.publishing import CapturingProducer
 from taskguard.clock import wall_clock
@@ -23,21 +23,14 @@ from taskguard.errors import ConfigurationError, StoreError, UnserialisableArgum
 from taskguard.headers import KEY, PREPARE
 from taskguard.outbox import Outbox
 from taskguard.record import Record
-from taskguard.stores.sql import SQLStore
-
-NOWHERE = "redis://127.0.0.1:1/0"
-"""Neither the broker nor the result backend answers: a send that asks them fails."""
+from tests.unit.sqlshop import SQLShop
 
 
-class Shop:
+class Shop(SQLShop):
     """An application, its outbox and a session in the business database."""
 
     def __init__(self, path: Path, **settings: Any) -> None:
-        self.url = f"sqlite:///{path}"
-        self.app = Celery("shop", broker=NOWHERE, backend=NOWHERE, set_as_current=False)
-        install(self.app, **{"store": self.url, "namespace": "shop", **settings})
-        self.store: Any = SQLStore.from_url(self.url, namespace="shop")
-        self.engine = create_engine(self.url)
+        super().__init__(path, **settings)
         self.session = Session(self.engine)
 
         @self.app.task(name="charge", base=ReliableTask, shared=False, idempotency_key="order:{order_id}")
@@ -59,9 +52,7 @@ class Shop:
 
     def close(self) -> None:
         self.session.close()
-        self.engine.dispose()
-        self.store.close()
-        self.app.taskguard.store.close()
+        super().close()
 
 
 @pytest.fixture

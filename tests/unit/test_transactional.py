@@ -22,7 +22,8 @@ from taskguard.headers import PREPARE
 from taskguard.record import State
 from taskguard.stores.sql import SQLStore
 from taskguard.stores.sql.schema import messages
-from tests.unit.transactionalshop import NOWHERE, Effect, Shop, write
+from tests.unit.sqlshop import NOWHERE
+from tests.unit.transactionalshop import Effect, Shop, write
 
 
 def test_effect_sends_and_completion_are_there_together(shop: Shop) -> None:

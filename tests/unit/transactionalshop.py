@@ -6,29 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from celery import Celery
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from taskguard import ReliableTask, install
+from taskguard import ReliableTask
 from taskguard.envelope import record_id
 from taskguard.record import Record
-from taskguard.stores.sql import SQLStore
-
-NOWHERE = "redis://127.0.0.1:1/0"
-"""Neither the broker nor the result backend answers: a body that talked to them would fail."""
+from tests.unit.sqlshop import SQLShop
 
 
-class Shop:
+class Shop(SQLShop):
     """A shop whose effects are rows of ``effects``, beside the store's."""
 
     def __init__(self, path: Path, **settings: Any) -> None:
-        self.url = f"sqlite:///{path}"
-        self.app = Celery("shop", broker=NOWHERE, backend=NOWHERE, set_as_current=False)
-        install(self.app, **{"store": self.url, "namespace": "shop", **settings})
-        self.store: Any = SQLStore.from_url(self.url, namespace="shop")
+        super().__init__(path, **settings)
         self.store.ping()
-        self.engine = create_engine(self.url)
         with self.engine.begin() as connection:
             connection.execute(text("CREATE TABLE effects (id INTEGER PRIMARY KEY, what TEXT UNIQUE)"))
 
@@ -55,11 +47,6 @@ class Shop:
         found = self.store.find(record_id("work", "t1"))
         assert found is not None
         return found  # type: ignore[no-any-return]
-
-    def close(self) -> None:
-        self.engine.dispose()
-        self.store.close()
-        self.app.taskguard.store.close()
 
 
 def write(session: Session, what: str) -> None:
