@@ -114,3 +114,16 @@ def test_a_completion_that_is_interrupted_leaves_no_half_read_answer(
     assert store.complete(message().id, token, result=b"1", retention=60)
     assert store.find(message("other").id) is None
     claim(store, message("other"))
+
+
+def test_a_completion_finds_its_row_by_the_key(open_store: Open, postgresql_url: str) -> None:
+    """Not in the index of the states, where all rows that ever ran are entered: there it took longer with each."""
+    store = open_store(postgresql_url)
+    for number in range(30):
+        claim(store, message(f"order-{number}"))
+    given = {"in_namespace": "x", "run": "x", "shown": 1, "answer": b"", "now": 1, "until": 1}
+    with store._database.connect() as connection:
+        connection.exec_driver_sql("SET enable_seqscan = off")
+        plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {store._complete.text}", given).scalars())
+    assert "taskguard_messages_pkey" in plan
+    assert "taskguard_messages_state" not in plan
