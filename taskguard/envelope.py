@@ -47,6 +47,31 @@ def record_id(*parts: str) -> str:
     return hashlib.blake2b(apart.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
 
 
+_SAYABLE = (
+    *("task", "task_id", "key", "fingerprint", "sequence"),
+    *("content_type", "content_encoding", "exchange", "routing_key", "deadline_at"),
+)
+_sayable_of = attrgetter(*_SAYABLE)
+
+
+def _said(headers: Mapping[str, Any], queue: str) -> dict[str, Any]:
+    """What the fields of `_SAYABLE` are where a message at rest does not name them."""
+    stamp = headers.get("taskguard")
+    stamp = stamp if isinstance(stamp, Mapping) else {}
+    return {
+        "task": headers.get("task"),
+        "task_id": headers.get("id"),
+        "key": stamp.get("key"),
+        "fingerprint": stamp.get("fp"),
+        "sequence": stamp.get("seq"),
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "exchange": "",
+        "routing_key": queue,
+        "deadline_at": None,
+    }
+
+
 @lru_cache(maxsize=1000, typed=True)
 def _ready_head(queue: str, priority: int) -> bytes:
     """The beginning of a wire form of `Envelope.to_ready`, the same for all messages that go the same way."""
@@ -117,23 +142,15 @@ class Envelope:
         return replace(self, **changes)
 
     def to_wire(self) -> bytes:
-        """The form in which the message rests. Inverse of `from_wire`."""
-        wire: dict[str, Any] = {
-            "v": WIRE_VERSION,
-            "task": self.task,
-            "task_id": self.task_id,
-            "key": self.key,
-            "content_type": self.content_type,
-            "content_encoding": self.content_encoding,
-            "headers": dict(self.headers),
-            "properties": dict(self.properties),
-            "exchange": self.exchange,
-            "routing_key": self.routing_key,
-            "queue": self.queue,
-            "fingerprint": self.fingerprint,
-            "sequence": self.sequence,
-            "deadline_at": self.deadline_at,
-        }
+        """The form in which the message rests, without what its headers say already. Inverse of `from_wire`."""
+        said = _said(self.headers, self.queue)
+        wire: dict[str, Any] = {"v": WIRE_VERSION, "queue": self.queue}
+        for name, value in zip(_SAYABLE, _sayable_of(self), strict=True):
+            known = said[name]
+            if value != known or type(value) is not type(known):  # True is no 1
+                wire[name] = value
+        wire["headers"] = dict(self.headers)
+        wire["properties"] = dict(self.properties)
         try:
             wire["body"] = self.body.decode("utf-8")
         except UnicodeDecodeError:
@@ -206,6 +223,7 @@ class Envelope:
                 raise MessageError(f"wire version {version!r} is not {WIRE_VERSION}; upgrade taskguard to read it")
             body64 = fields.pop("body64", None)
             body = base64.b64decode(body64, validate=True) if body64 is not None else fields.pop("body").encode("utf-8")
+            fields = _said(fields["headers"], fields["queue"]) | fields
             for name, types in _WIRE_TYPES.items():
                 if not isinstance(fields[name], types) or isinstance(fields[name], bool):
                     raise TypeError(f"{name} is {fields[name]!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,11 @@ def shop(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def run(shop: pytest.Pytester, *options: str, **files: str) -> pytest.RunResult:
-    """Run the project's tests, without the plugins that only this suite brings."""
+    """Run the project's tests, without the plugins that others have installed here."""
     shop.makepyfile(**files)
-    return shop.runpytest_subprocess("-p", "no:cacheprovider", "-p", "no:xdist", *options)
+    others = {"cacheprovider"} | {plugin.name for plugin in entry_points(group="pytest11")} - {"taskguard"}
+    without = [option for name in sorted(others) for option in ("-p", f"no:{name}")]
+    return shop.runpytest_subprocess(*without, *options)
 
 
 def test_the_fixture_finds_the_application_whose_tasks_the_test_imports(shop: pytest.Pytester) -> None:

@@ -41,8 +41,8 @@ class _Unit:
         self._written[id] = None
 
     def wake(self, id: str) -> None:
-        for record in list(self._store.records.values()):
-            if record.waits_on == id and record.state is State.PENDING:
+        for record in map(self.get, self._store.waiting.get(id, ())):
+            if record is not None and record.waits_on == id and record.state is State.PENDING:
                 self.put(replace(record, waits_on="", due_at=self.now))
 
     def due(self, limit: int) -> list[Record]:
@@ -64,10 +64,7 @@ class _Unit:
 
     def commit(self) -> None:
         for id, record in self._written.items():
-            if record is None:
-                self._store.records.pop(id, None)
-            else:
-                self._store.records[id] = record
+            self._store.keep(id, record)
 
 
 class MemoryStore(RecordStore):
@@ -79,6 +76,7 @@ class MemoryStore(RecordStore):
         self._clock = clock or wall_clock
         self._lock = threading.RLock()
         self.records: dict[str, Record] = {}
+        self.waiting: dict[str, set[str]] = {}
         self.revocations: dict[str, float] = {}
         self.uniques: dict[str, tuple[str, float]] = {}
 
@@ -95,6 +93,20 @@ class MemoryStore(RecordStore):
             answer = work(unit)
             unit.commit()
             return answer
+
+    def keep(self, id: str, record: Record | None) -> None:
+        """Put the record in its place, None to remove it, and know who waits on whom."""
+        before = self.records.get(id)
+        if before is not None and before.waits_on:
+            self.waiting[before.waits_on].discard(id)
+            if not self.waiting[before.waits_on]:
+                del self.waiting[before.waits_on]
+        if record is None:
+            self.records.pop(id, None)
+            return
+        self.records[id] = record
+        if record.waits_on:
+            self.waiting.setdefault(record.waits_on, set()).add(id)
 
     def next_due_at(self) -> float | None:
         with self._lock:
@@ -122,7 +134,7 @@ class MemoryStore(RecordStore):
             now = self.now()
             over = [r.id for r in self.records.values() if r.expires_at is not None and r.expires_at <= now][:limit]
             for id in over:
-                del self.records[id]
+                self.keep(id, None)
             for table in (self.revocations, self.uniques):
                 for name in [n for n, v in table.items() if (v[1] if isinstance(v, tuple) else v) <= now]:
                     del table[name]
