@@ -118,12 +118,10 @@ def _settings(ctx: click.Context) -> tuple[Settings, Any]:
 
 
 def _open(ctx: click.Context) -> MessageStore:
-    settings, runtime = _settings(ctx)
-    if runtime is not None and not named_settings(ctx):
-        store: MessageStore = runtime.store
-    else:
-        assert settings.store is not None
-        store = open_store(settings.store, namespace=settings.namespace, timeout=settings.store_timeout)
+    settings, _ = _settings(ctx)
+    assert settings.store is not None
+    # Whoever only looks, and mistypes the URL, is not to leave tables in somebody's database, or an empty file.
+    store = open_store(settings.store, namespace=settings.namespace, timeout=settings.store_timeout, creates=False)
     ctx.meta[_META + "looked_in"] = settings.namespace
     ctx.call_on_close(store.close)
     store.ping()

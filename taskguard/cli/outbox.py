@@ -124,7 +124,7 @@ def relay(ctx: click.Context, batch: int, poll: float, once: bool) -> None:
         runtime = install(app, **{**runtime.settings.arguments(), "namespace": given["namespace"]})
     if runtime.refusal is not None:
         raise runtime.refusal
-    store = outbox_store(ctx)
+    store = outbox_store(ctx, creates=True)
     relaying = make_relay(app, store=store, outbox_batch=batch, poll=poll)
     if once:
         done = _drain(relaying, store.outbox)

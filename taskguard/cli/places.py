@@ -46,10 +46,11 @@ def databases(ctx: click.Context) -> list[str]:
     return found
 
 
-def outbox_store(ctx: click.Context) -> Any:
+def outbox_store(ctx: click.Context, *, creates: bool = False) -> Any:
     """The store in the outbox's database, which answers. Its ``outbox`` is what the commands work on."""
     settings = settings_of(ctx)
-    store = open_store(databases(ctx)[0], namespace=settings.namespace, timeout=settings.store_timeout)
+    url, timeout = databases(ctx)[0], settings.store_timeout
+    store = open_store(url, namespace=settings.namespace, timeout=timeout, creates=creates)
     ctx.call_on_close(store.close)
     store.ping()
     return store

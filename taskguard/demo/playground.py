@@ -54,10 +54,14 @@ class Playground:
     def spawn(
         self, name: str, command: Sequence[str], *, mark: str, environ: Mapping[str, str] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start a process in a group of its own, its output in ``<name>.log``. *mark* is a part of its command line."""
+        """Start a process in a group of its own, its output in ``<name>.log``. *mark* is a part of its command line.
+
+        It works in the playground: the directory of whoever tries the demo may have a package of the same name.
+        """
         with (self.path / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
                 command,
+                cwd=self.path,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -20,15 +20,17 @@ ROOMS = {
 
 
 def open_store(
-    url: str, *, namespace: str = "default", timeout: float = 5.0, clock: Clock | None = None
+    url: str, *, namespace: str = "default", timeout: float = 5.0, clock: Clock | None = None, creates: bool = True
 ) -> MessageStore:
     """The store behind *url*. Nothing is connected yet; `ping` says whether it answers.
 
     timeout: seconds every call is bounded by.
     clock: sent as the instant of every operation; without one a store uses its server's clock.
+    creates: whether a database gets the tables that it lacks; if not, what needs them raises StoreError.
     Raises ConfigurationError for an unknown scheme or an extra that is not installed.
     """
-    store: MessageStore = _opened(url, "messages", "Store", namespace, timeout, clock)
+    more = {} if creates or room_of(url) != "SQL" else {"creates": False}
+    store: MessageStore = _opened(url, "messages", "Store", namespace, timeout, clock, **more)
     return store
 
 
@@ -62,7 +64,7 @@ def room_of(url: str) -> str:
     return room
 
 
-def _opened(url: str, module: str, kind: str, namespace: str, timeout: float, clock: Clock | None) -> Any:
+def _opened(url: str, module: str, kind: str, namespace: str, timeout: float, clock: Clock | None, **more: Any) -> Any:
     """What is of this kind in the room that the scheme names: all rooms have the same file and class names."""
     scheme, room = urlsplit(url).scheme, room_of(url)
     try:
@@ -75,7 +77,7 @@ def _opened(url: str, module: str, kind: str, namespace: str, timeout: float, cl
         ) from exc
     if room == "Memory":
         return found.shared(namespace, clock=clock)
-    return found.from_url(url, namespace=namespace, timeout=timeout, clock=clock)
+    return found.from_url(url, namespace=namespace, timeout=timeout, clock=clock, **more)
 
 
 opens_urls(open_permits)

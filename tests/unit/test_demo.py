@@ -185,6 +185,16 @@ def test_a_redis_is_started_found_again_and_stopped(ground: Playground) -> None:
     assert ground.log("redis").rstrip().endswith("bye bye...")
 
 
+def test_what_lies_in_the_directory_is_not_taken_for_the_demos(
+    ground: Playground, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Many projects have a package `workers`, and the demo is tried in their directories."""
+    (tmp_path / "workers.py").write_text("raise SystemExit('somebody else')")
+    monkeypatch.chdir(tmp_path)
+    started = ground.spawn("look", [sys.executable, "-c", "import workers; print(workers.__path__)"], mark="workers")
+    assert started.wait(timeout=30) == 0, ground.log("look")
+
+
 def test_without_a_server_on_the_path_the_one_of_the_wheel_runs(
     ground: Playground, monkeypatch: pytest.MonkeyPatch
 ) -> None:

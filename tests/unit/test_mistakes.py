@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +71,26 @@ def test_an_export_never_overwrites(tmp_path: Path) -> None:
     """The file may be the only copy of letters purged since."""
     kept = tmp_path / "letters.jsonl"
     kept.write_text("the only copy")
-    done = CliRunner().invoke(cli, ["dlq", "export", str(kept), "--store", f"sqlite:///{tmp_path}/store.db"])
+    url = f"sqlite:///{tmp_path}/store.db"
+    open_store(url).ping()
+    done = CliRunner().invoke(cli, ["dlq", "export", str(kept), "--store", url])
     assert done.exit_code == 1
     assert "exists already" in done.stderr
     assert kept.read_text() == "the only copy"
+
+
+@pytest.mark.parametrize("command", ["status", "dlq list", "outbox status"])
+def test_whoever_looks_into_a_database_that_nobody_has_used_leaves_nothing_there(tmp_path: Path, command: str) -> None:
+    """A mistyped URL looked like a store in which all is well, and left a file or tables behind."""
+    mistyped, empty = tmp_path / "mistyped.db", tmp_path / "empty.db"
+    empty.touch()
+    for path, said in ((mistyped, "there is no such file; check the URL"), (empty, "no worker has used this database")):
+        done = CliRunner().invoke(cli, [*command.split(), "--store", f"sqlite:///{path}"])
+        assert done.exit_code == 1
+        assert said in done.stderr
+    assert not mistyped.exists()
+    with closing(sqlite3.connect(empty)) as database:
+        assert database.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
 
 
 def test_a_worker_that_cannot_start_says_why_in_one_line(run_worker: Callable[..., tuple[int, str]]) -> None:

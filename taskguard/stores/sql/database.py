@@ -46,8 +46,9 @@ class Database:
     _inherited: ClassVar[list[Engine]] = []
     """Engines of the parent process: never used, and never freed, because a freed connection would be closed."""
 
-    def __init__(self, dialect: Dialect, *, timeout: float, clock: Clock | None) -> None:
+    def __init__(self, dialect: Dialect, *, timeout: float, clock: Clock | None, creates: bool = True) -> None:
         self.dialect = dialect
+        self._creates = creates
         self.timeout = timeout
         self._clock = clock if clock is not None or dialect.now is not None else wall_clock
         self._pid = os.getpid()
@@ -80,7 +81,9 @@ class Database:
         return Prompt(statement, self._engine)
 
     def _done(self, attempt: Callable[[], T]) -> T:
-        started, tries, lost, created = time.monotonic(), 0, False, False
+        started, tries, lost, created = time.monotonic(), 0, False, not self._creates
+        if not self._creates and not self.dialect.is_there():
+            raise StoreError(f"store {shown(self.dialect.url)}: there is no such file; check the URL")
         while True:
             try:
                 return attempt()
@@ -211,6 +214,8 @@ class Database:
         match fault:
             case Fault.BUSY:
                 way_out = f"other transactions held the rows for {self.timeout:g} s; try again"
+            case Fault.NO_TABLE if not self._creates:
+                way_out = "no worker has used this database; check the URL, or run taskguard schema create"
             case Fault.NO_TABLE:
                 way_out = "let this user create tables, or have them created: taskguard schema create"
             case _:

@@ -64,6 +64,10 @@ class Dialect(ABC):
     def fault(self, exc: DBAPIError) -> Fault:
         """What this error of the driver means."""
 
+    def is_there(self) -> bool:
+        """Whether there is a database to connect to, where connecting would make one."""
+        return True
+
     def advice(self) -> str:
         """The way out when the database cannot be used."""
         return "check that the server is up and that the URL names the right host, database and user"
@@ -222,6 +226,9 @@ class SQLite(Dialect):
             return Fault.BUSY
         missing = re.search("no such (table|column)|has no column", str(exc.orig))
         return Fault.NO_TABLE if missing else Fault.BROKEN
+
+    def is_there(self) -> bool:
+        return Path(self.url.database or "").exists()
 
     def advice(self) -> str:
         folder = Path(self.url.database or "").absolute().parent

@@ -127,13 +127,19 @@ class SQLStore(RecordStore):
 
     @classmethod
     def from_url(
-        cls, url: str, *, namespace: str = "default", timeout: float = 5.0, clock: Clock | None = None
+        cls,
+        url: str,
+        *,
+        namespace: str = "default",
+        timeout: float = 5.0,
+        clock: Clock | None = None,
+        creates: bool = True,
     ) -> Self:
         """The store in the database at *url*. Nothing is connected yet.
 
         Raises ConfigurationError for a URL that cannot be one, ModuleNotFoundError when the driver is not installed.
         """
-        return cls(Database(dialect_of(url), timeout=timeout, clock=clock), namespace=namespace)
+        return cls(Database(dialect_of(url), timeout=timeout, clock=clock, creates=creates), namespace=namespace)
 
     def _run(self, work: Callable[[Unit], T]) -> T:
         def in_transaction(connection: Connection) -> T:
