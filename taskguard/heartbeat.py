@@ -45,6 +45,7 @@ class Heartbeat:
         self._wake = threading.Event()
         self._renewing = False
         self._stopping = False
+        self._silent_since: float | None = None
         self._thread: threading.Thread | None = None
         self.pid = os.getpid()
 
@@ -101,23 +102,29 @@ class Heartbeat:
         """One round: renew what runs, finish what ended. False when the store did not answer."""
         try:
             with undisturbed:
-                if renew:
-                    self._renew()
-                self._finish()
+                asked = self._renew() if renew else False
+                asked = self._finish() or asked
         except StoreError as exc:
-            self._notify(Event(name="store_unavailable", detail=f"heartbeat: {exc}"))
-            return False
+            return self._missed(str(exc))
         except Exception as exc:  # noqa: BLE001 (without its heartbeat a worker loses every lease it has)
-            self._notify(Event(name="store_unavailable", detail=f"heartbeat: {type(exc).__name__}: {exc}"))
-            return False
+            return self._missed(f"{type(exc).__name__}: {exc}")
+        if asked and self._silent_since is not None:
+            away, self._silent_since = time.monotonic() - self._silent_since, None
+            self._notify(Event(name="store_back", detail=f"heartbeat: the store answers again, after {away:.0f} s"))
         return True
 
-    def _renew(self) -> None:
+    def _missed(self, why: str) -> bool:
+        self._silent_since = self._silent_since or time.monotonic()
+        self._notify(Event(name="store_unavailable", detail=f"heartbeat: {why}"))
+        return False
+
+    def _renew(self) -> bool:
+        """Whether there was something to renew."""
         with self._lock:
             running = [watched for watched in self._watched.values() if not watched.ended]
             self._renewing = bool(running)
         if not running:
-            return
+            return False
         try:
             renewed = self._store().renew([w.hold for w in running], lease=self._lease, keep=self._keep)
         except BaseException:
@@ -133,6 +140,7 @@ class Heartbeat:
         for watched in news:
             if not watched.ended:
                 self._tell(watched)
+        return True
 
     def _tell(self, watched: _Watched) -> None:
         try:
@@ -140,7 +148,8 @@ class Heartbeat:
         except Exception as exc:  # noqa: BLE001 (a broken connection's acknowledgement must not cost the others a lease)
             self._notify(Event(name="acknowledge_failed", detail=f"{type(exc).__name__}: {exc}"))
 
-    def _finish(self) -> None:
+    def _finish(self) -> bool:
+        """Whether there was something to finish."""
         with self._lock:
             ended = [watched for watched in self._watched.values() if watched.ended]
         kept = [watched.hold for watched in ended if watched.kept]
@@ -149,3 +158,4 @@ class Heartbeat:
         with self._lock:
             for watched in ended:
                 self._watched.pop(watched.hold.holder, None)
+        return bool(kept)

@@ -33,6 +33,7 @@ def test_a_scheduled_message_rests_whole_beside_its_keys_record(store: MessageSt
     assert Envelope.from_wire(record.wire) == envelope
     assert (record.state, record.primary, record.due_at) == (State.PENDING, False, clock() + 60)
     assert (record.expires_at, record.created_at) == (None, clock())
+    assert (record.lease, record.waits_on) == ("", "")
     assert store.find(envelope.id) is None
 
 

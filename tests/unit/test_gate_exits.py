@@ -57,56 +57,6 @@ def test_a_deferral_costs_no_attempt(house: House) -> None:
     assert house.custody(following, holder="worker-2/b").attempt == 1
 
 
-def test_a_run_that_the_store_has_forgotten_ends_all_the_same(house: House) -> None:
-    """A server that crashes may lose its last moment; what was acknowledged by then would be lost with it."""
-    custody = house.custody(message())
-    house.store.forget(message().id)
-    assert house.gate.complete(custody, 7, result=b"json\n7") == Completed(7)
-    record = house.record(message())
-    assert (record.state, record.result, record.crashes) == (State.DONE, b"json\n7", 0)
-    assert house.told == ["reclaimed", "completed"]
-
-
-def test_a_forgotten_run_ends_no_other(house: House) -> None:
-    """Whoever has claimed the key since has custody."""
-    custody = house.custody(message())
-    house.store.forget(message().id)
-    house.clock.advance(0.001)
-    other = house.custody(message(), holder="worker-2/b")
-    assert house.gate.complete(custody, 7, result=b"json\n7") == Discarded(Drop.CUSTODY_LOST)
-    assert house.gate.complete(other, 8, result=b"json\n8") == Completed(8)
-
-
-def test_a_run_is_not_forgotten_whose_successor_was_kept_no_longer(house: House) -> None:
-    """It stalled for longer than its lease; another completed the key, and its result was swept."""
-    late = house.custody(message())
-    house.clock.advance(LEASE + 1)
-    other = house.custody(message(), holder="worker-2/b")
-    assert house.gate.complete(other, 8, result=b"json\n8") == Completed(8)
-    house.clock.advance(TERMS.retention)
-    house.store.expire(limit=10)
-    assert house.gate.complete(late, 7, result=b"json\n7") == Discarded(Drop.CUSTODY_LOST)
-    assert house.store.find(message().id) is None
-
-
-def test_a_forgotten_run_whose_transaction_was_undone_is_due_again(house: House) -> None:
-    """Its writes went with the server's last moment, and cannot be made again from here."""
-    custody = house.custody(message())
-    house.store.forget(message().id)
-    settled = house.gate.complete(custody, 7, result=b"json\n7", step=lambda: False)
-    assert isinstance(settled, Deferred)
-    record = house.record(message())
-    assert (record.state, record.due_at, record.crashes) == (State.PENDING, house.clock.at, 0)
-
-
-def test_a_retry_of_a_forgotten_run_rests(house: House) -> None:
-    """It is the only copy: the broker's goes with this delivery."""
-    custody, following = house.custody(message()), next_attempt(message(), retries=1)
-    house.store.forget(message().id)
-    assert isinstance(house.gate.retry(custody, following, due_at=house.clock.at + 5, error=None), Retried)
-    assert house.record(message()).wire == following.to_wire()
-
-
 def test_a_crash_is_counted_and_due_at_once(house: House) -> None:
     """A run that tried to take its process down spends no retry, but a crash; its history says what it was."""
     custody = house.custody(message())

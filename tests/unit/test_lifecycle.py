@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskguard import lifecycle
-from taskguard.custody import Claimed
+from taskguard.custody import Claimed, Hold
 from taskguard.envelope import Envelope
 from taskguard.record import Failure, Reason, Record, State
+from taskguard.stores.memory import MemoryStore
 
 NOW = 1_750_000_000.0
 ENVELOPE = Envelope(task="shop.charge", task_id="task-1", key="order-1", body=b"[]", queue="orders")
@@ -35,6 +36,34 @@ def test_a_refused_step_returns_the_very_record(
 ) -> None:
     """Stores read "the same object" as "nothing to write"."""
     assert refusal(record) is record
+
+
+class WatchedRecords(dict[str, Record]):
+    """A store's records, with the ids of those that were written since they were put here."""
+
+    def __init__(self, records: dict[str, Record]) -> None:
+        super().__init__(records)
+        self.written: list[str] = []
+
+    def __setitem__(self, id: str, record: Record) -> None:
+        self.written.append(id)
+        super().__setitem__(id, record)
+
+
+def test_what_a_heartbeat_may_not_renew_nor_finish_is_not_written() -> None:
+    """Of a worker's runs in one call, only those that change cost a write: not a stranger's, nor one unheard of."""
+    store = MemoryStore(lambda: NOW)
+    mine, others, unknown = (ENVELOPE.replace(key=key) for key in ("mine", "others", "unknown"))
+    for envelope, holder in ((mine, "worker-1/a"), (others, "worker-2/b")):
+        store.claim(envelope, holder=holder, lease=15, max_crashes=3)
+    holds = [Hold(envelope.id, "worker-1/a") for envelope in (others, mine, unknown)]
+    store.records = renewed = WatchedRecords(store.records)
+    store.renew(holds, lease=15, keep=True)
+    assert renewed.written == [mine.id]
+    store.complete(mine.id, store.records[mine.id].token, result=b"1", retention=60)
+    store.records = finished = WatchedRecords(store.records)
+    store.finish(holds)
+    assert finished.written == [mine.id]
 
 
 def test_a_refused_claim_returns_the_very_record() -> None:
