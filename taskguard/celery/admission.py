@@ -1,4 +1,4 @@
-"""What the declared downstreams say before a run, and what becomes of a task that one of them refuses.
+"""What rules and downstreams say before a run, and what becomes of a task that one of them refuses.
 
 Asked after the claim, so that a duplicate spends no permit, and before any code of the task. A refused task rests until
 its own slot in the line, or, where a circuit is open, until the first probe can go and a place after that; it has spent
@@ -10,12 +10,13 @@ task keeps its place with the first.
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from taskguard import headers
@@ -29,6 +30,7 @@ from taskguard.downstream.service import Downstream
 from taskguard.errors import CircuitOpenError, ConfigurationError, Refused, StoreError
 from taskguard.gate import Custody, Gate
 from taskguard.headers import Booking
+from taskguard.limiter.identity import TaskIdentity
 from taskguard.permits import Ask, Permit, RateAsk
 from taskguard.policies import Adaptive, CircuitBreaker, FixedWindow, Rate
 from taskguard.record import Reason
@@ -43,6 +45,8 @@ JITTER = 0.1
 """Of a wait that is nobody's slot: so much more, at random, lest all that were refused together come back together."""
 SPARED = 10
 """How often a message may fail at an open circuit's cost. A message that fails by its own fault must end some day."""
+PARTS = frozenset({"client", "endpoint", "tier"})
+"""What a task may say of who calls it."""
 COUNTER = FixedWindow(1e6, per=86400.0)
 """Counts the parked, and refuses none of them."""
 
@@ -69,6 +73,19 @@ def declared_downstreams(declared: object, *, task: str) -> tuple[Downstream, ..
     return found
 
 
+def declared_identity(declared: object, signature: inspect.Signature, *, task: str) -> TaskIdentity | None:
+    """Who a run of *task* works for, by its ``limited``; None where no rules are asked. Raises ConfigurationError."""
+    if declared is False or declared is None:
+        return None
+    parts = {} if declared is True else declared
+    if not isinstance(parts, Mapping) or not parts.keys() <= PARTS:
+        raise ConfigurationError(
+            f"{task}: limited={declared!r} does not say who calls; give True, or a dictionary with some of "
+            f'{", ".join(sorted(PARTS))}, such as {{"client": "{{tenant}}"}}'
+        )
+    return TaskIdentity(task, signature, **parts)
+
+
 @contextmanager
 def admitted(task: ReliableTask, custody: Custody, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
     """The run's block: its downstreams let it in, hold its slots, and judge how it ends. Raises Refused.
@@ -79,6 +96,9 @@ def admitted(task: ReliableTask, custody: Custody, args: Sequence[Any], kwargs: 
     books = downstreams.booking.set(not task.request.is_eager)
     came = downstreams.booked_for.set(booked)
     try:
+        if task.limited:
+            whose = _identity_of(task).of(args, kwargs, task.request.headers)
+            task.guard.limiter.permit(whose, name=task.name, max_wait=LATE if task.name in booked else 0.0)
         with ExitStack() as stack:
             for each in task.downstreams:
                 _enter(stack, each, task, args, kwargs, patient=each.name in booked)
@@ -86,6 +106,14 @@ def admitted(task: ReliableTask, custody: Custody, args: Sequence[Any], kwargs: 
     finally:
         downstreams.booked_for.reset(came)
         downstreams.booking.reset(books)
+
+
+def _identity_of(task: ReliableTask) -> TaskIdentity:
+    declared = type(task)._identity
+    assert declared is not None
+    if declared.task != task.name:  # Celery named the task after its class was made
+        type(task)._identity = declared = replace(declared, task=task.name)
+    return declared
 
 
 def _enter(stack: ExitStack, each: Downstream, task: ReliableTask, args: Any, kwargs: Any, *, patient: bool) -> None:

@@ -22,6 +22,7 @@ from taskguard.stores import open_permits, open_store
 if TYPE_CHECKING:
     from taskguard.celery.teller import Teller
     from taskguard.heartbeat import Heartbeat
+    from taskguard.limiter.limiter import Limiter
     from taskguard.ports import MessageStore, PermitStore
 
 
@@ -47,6 +48,7 @@ class Runtime:
         self._pid = 0
         self._permits: PermitStore | None = None
         self._permits_pid = 0
+        self._limiter: Limiter | None = None
 
     @property
     def settings(self) -> Settings:
@@ -94,6 +96,21 @@ class Runtime:
     def lend_permits(self) -> None:
         """From now on they are those of every `Downstream` in this process that names no store."""
         use(lambda: self.permits, notify=lambda event: self.observers(event))
+
+    @property
+    def limiter(self) -> Limiter:
+        """Decides by the rules of the permit store (``taskguard limits``), as they are changed."""
+        if self._limiter is None:
+            from taskguard.edge.opening import open_limiter
+
+            settings = self.settings
+            self._limiter = open_limiter(
+                settings.permits or settings.store or "memory://",
+                namespace=settings.namespace,
+                timeout=settings.permits_timeout,
+                notify=self.observers,
+            )
+        return self._limiter
 
     @property
     def prompt_gate(self) -> Gate:

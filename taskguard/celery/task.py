@@ -21,7 +21,7 @@ from celery.exceptions import Reject
 from celery.result import AsyncResult
 
 from taskguard.celery import run, transactional
-from taskguard.celery.admission import declared_downstreams
+from taskguard.celery.admission import declared_downstreams, declared_identity
 from taskguard.celery.install import install
 from taskguard.celery.publishing import capturing, queued_instead, sending, stamp_call, stamp_deadline
 from taskguard.celery.runtime import Runtime, runtime_of
@@ -31,6 +31,7 @@ from taskguard.envelope import Envelope
 from taskguard.errors import ConfigurationError, CustodyLost, Refused
 from taskguard.gate import Custody, OnDuplicate, OnExpired, Terms
 from taskguard.idempotency import KeyMaker, fingerprint, key_maker
+from taskguard.limiter.identity import TaskIdentity
 from taskguard.policies import Retry
 from taskguard.record import brief
 from taskguard.retry import BudgetKeeper
@@ -52,6 +53,9 @@ class ReliableTask(Task):  # type: ignore[misc]
     unique_for: seconds in which a second message with the same key is not queued; unique_until "start" or "success";
         on_queued "return" (the result of the task already queued) or "raise".
     downstream: a `Downstream`, or several, asked before the run begins; a refusal defers the task to its slot.
+    limited: True has the store's rules (``taskguard limits``) asked before the run begins, by the task's name; a
+        dictionary says who calls as well, each part a template or a function of the arguments, or "header:x-tenant":
+        {"client": "{tenant}", "tier": "{plan}"}. A refusal defers the task.
     transactional: what the run writes through ``self.session``, the tasks it sends and its completion are committed
         together, or none of them; the store is in that database. session_factory: makes ``self.session``, where the
         one of `taskguard.Settings` is not to.
@@ -77,6 +81,7 @@ class ReliableTask(Task):  # type: ignore[misc]
     on_queued: Literal["return", "raise"] = "return"
     interrupt_at_deadline: bool = False
     downstream: Downstream | Sequence[Downstream] | None = None
+    limited: bool | Mapping[str, str | Callable[..., object]] = False
     transactional: bool = False
     session_factory: Callable[[], Any] | str | None = None
 
@@ -92,6 +97,7 @@ class ReliableTask(Task):  # type: ignore[misc]
     _retry: ClassVar[Retry | None] = None
     _budget: ClassVar[BudgetKeeper | None] = None
     _downstreams: ClassVar[tuple[Downstream, ...]] = ()
+    _identity: ClassVar[TaskIdentity | None] = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -106,7 +112,7 @@ class ReliableTask(Task):  # type: ignore[misc]
             # Celery would call it before the gate, where its failure would be nobody's to settle.
             cls.before_body = cls.before_start  # type: ignore[method-assign]
             cls.before_start = Task.before_start
-        cls._signature = cls._key_maker = cls._terms = cls._retry = cls._budget = None
+        cls._signature = cls._key_maker = cls._terms = cls._retry = cls._budget = cls._identity = None
         _check(cls)
 
     @staticmethod
@@ -387,6 +393,7 @@ def _check(cls: type[ReliableTask]) -> None:
     signature = _caller_signature(cls)
     if signature is not None:
         declared = inspect.getattr_static(cls, "idempotency_key")
+        cls._identity = declared_identity(inspect.getattr_static(cls, "limited"), signature, task=name)
         cls._key_maker = key_maker(
             declared.__func__ if isinstance(declared, staticmethod) else declared, signature, task=name
         )

@@ -18,6 +18,8 @@ from taskguard.downstream.desk import Desk, use
 from taskguard.errors import ConfigurationError
 from taskguard.events import Event, Observers
 from taskguard.gate import Gate
+from taskguard.limiter.limiter import Limiter
+from taskguard.limiter.rulebook import FixedRules
 from taskguard.ports import MessageStore, PermitStore
 from taskguard.retry import BudgetKeeper
 from taskguard.stores.memory import MemoryPermits
@@ -48,6 +50,13 @@ class StageRuntime(Runtime):
     def permits(self) -> PermitStore:
         """Permits of the test's own: nothing is used up, and every circuit is closed."""
         return self._own_permits
+
+    @property
+    def limiter(self) -> Limiter:
+        """Goes by no rules: those of a store are not the test's."""
+        if self._limiter is None:
+            self._limiter = Limiter(FixedRules(), self.permits)
+        return self._limiter
 
     def lend_permits(self) -> None:
         """As everywhere, and on the test's clock."""

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from taskguard import Retry
+from taskguard import ConfigurationError, Retry
 from taskguard.edge import rate_limit
 from taskguard.limiter.identity import TaskIdentity
 from taskguard.limiter.limiter import Limiter
-from taskguard.limiter.rulebook import FixedRules
+from taskguard.limiter.rulebook import FixedRules, RuleBook
 from taskguard.rules import Rule
 from taskguard.stores.memory import MemoryPermits
+from taskguard.stores.memory.rules import MemoryRules
 from taskguard.testing import Reliable
-from tests.unit.rehearsal import NOWHERE, declare, make_app
+from tests.unit.rehearsal import NOWHERE, declare, make_app, noting
 
 ONCE = Retry(max_retries=0)
 
@@ -94,3 +95,83 @@ def test_a_rule_that_refuses_defers_too(reliable: Reliable, taskguard_app: Celer
         task.delay(n)
     reliable.drain(until="idle")
     assert sorted(ran) == [0, 1, 2]
+
+
+@pytest.fixture
+def rules(reliable: Reliable, taskguard_app: Celery) -> MemoryRules:
+    """The rules that the application's limited tasks go by, on the test's clock."""
+    store = MemoryRules()
+    limiter = Limiter(RuleBook(store), MemoryPermits(reliable.clock), clock=reliable.clock)
+    taskguard_app.taskguard._limiter = limiter
+    return store
+
+
+def test_a_limited_task_goes_by_the_rules_of_its_name(
+    reliable: Reliable, taskguard_app: Celery, ran: list[Any], rules: MemoryRules
+) -> None:
+    """Before any of its code runs: over the limit it waits for its slot, and no attempt is spent."""
+    rules.put([Rule(id="shop", task="shop.*", limits="1/minute burst=1", over_limit="queue")], who="test", why="")
+    task = declare(taskguard_app, noting(ran), name="shop.charge", retry=ONCE, limited=True)
+    other = declare(taskguard_app, noting(ran), name="mail.send", retry=ONCE, limited=True)
+    for n in range(3):
+        task.delay(n)
+    other.delay("mail")
+    reliable.drain()
+    assert ran == [0, "mail"]
+    assert len(reliable.waiting) == 2
+    reliable.drain(until="idle")
+    assert ran == [0, "mail", 1, 2]
+
+
+def test_a_limited_task_says_whose_it_is(
+    reliable: Reliable, taskguard_app: Celery, ran: list[Any], rules: MemoryRules
+) -> None:
+    """By its arguments, or a header of its message; the tier too."""
+    rules.put(
+        [
+            Rule(id="free", client="*", tier="free", limits="1/minute burst=1", over_limit="queue"),
+            Rule(id="premium", client="*", tier="premium", limits="100/minute", over_limit="queue"),
+        ],
+        who="test",
+        why="",
+    )
+
+    def body(order: dict[str, Any], plan: str) -> None:
+        ran.append(order["id"])
+
+    whose = {"client": "{order[tenant]}", "tier": lambda order, plan: plan}
+    task = declare(taskguard_app, body, name="shop.charge", retry=ONCE, limited=whose)
+    for id, (tenant, plan) in enumerate(
+        [("acme", "free"), ("acme", "free"), ("bolt", "free"), *[("corp", "premium")] * 2]
+    ):
+        task.delay({"id": id, "tenant": tenant}, plan)
+    tenants = declare(
+        taskguard_app, noting(ran), name="shop.report", retry=ONCE,
+        limited={"client": "header:x-tenant", "tier": lambda n: "free"},
+    )  # fmt: skip
+    for n, tenant in enumerate(("dune", "dune", "echo")):
+        tenants.apply_async((f"report {n}",), headers={"x-tenant": tenant})
+    reliable.drain()
+    assert ran == [0, 2, 3, 4, "report 0", "report 2"]
+    assert len(reliable.waiting) == 2
+
+
+@pytest.mark.parametrize("limited", ["yes", {"klient": "{n}"}, {"client": "{tenant}"}, ["client"]])
+def test_a_task_that_does_not_say_whose_it_is_is_refused_where_it_is_declared(
+    taskguard_app: Celery, limited: Any
+) -> None:
+    """A name that is no argument too: nobody would be limited."""
+
+    def body(n: int) -> None:
+        """Nothing."""
+
+    with pytest.raises(ConfigurationError, match=r"shop\.charge"):
+        declare(taskguard_app, body, name="shop.charge", limited=limited).key_for((1,), {}, "1")
+
+
+def test_a_limited_task_runs_where_nobody_has_made_a_rule(reliable: Reliable, taskguard_app: Celery) -> None:
+    """In the tests of users too, which go by no store's rules."""
+    task = declare(taskguard_app, noting([]), limited=True)
+    sent = task.delay(1)
+    reliable.drain()
+    assert sent.state == "SUCCESS"
