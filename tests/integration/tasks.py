@@ -80,6 +80,12 @@ def _declare(app: Celery, journal: Journal) -> None:
         journal.wait_at(gate)
         finished(self)
 
+    @app.task(bind=True, name="rationed", base=ReliableTask, shared=False, limited={"client": "{tenant}"})
+    def rationed(self: ReliableTask, tenant: str) -> str:
+        started(self)
+        finished(self)
+        return tenant
+
     @app.task(bind=True, name="poison", base=ReliableTask, shared=False)
     def poison(self: ReliableTask) -> None:
         started(self)
