@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from io import TextIOWrapper
 
@@ -13,11 +14,16 @@ from rich.text import Text
 from taskguard.cli.text import clean
 
 
+PIPE_WIDTH = 160
+"""Columns in a pipe or a file, where rich would guess 80 and break what somebody looks for."""
+
+
 def console() -> Console:
     """The console on stdout. What its encoding cannot show is escaped."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    return Console(highlight=False, markup=False, emoji=False)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def table() -> Table:

@@ -13,6 +13,7 @@ from celery.bin.celery import celery as celery_command
 from click.testing import CliRunner, Result
 
 from taskguard.cli import cli
+from taskguard.cli.screen import PIPE_WIDTH, console
 from taskguard.stores import open_store
 from tests.unit.letters import bury, message
 
@@ -131,3 +132,11 @@ class TestRelay:
                 assert process.wait(timeout=30) == 0
             finally:
                 process.kill()
+
+
+def test_lines_in_a_pipe_are_not_broken_where_a_small_terminal_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks for a key with grep finds it whole; COLUMNS still says otherwise."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console().width == PIPE_WIDTH
+    monkeypatch.setenv("COLUMNS", "90")
+    assert console().width == 90
