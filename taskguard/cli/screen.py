@@ -13,7 +13,6 @@ from rich.text import Text
 
 from taskguard.cli.text import clean
 
-
 PIPE_WIDTH = 160
 """Columns in a pipe or a file, where rich would guess 80 and break what somebody looks for."""
 
