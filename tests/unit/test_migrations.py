@@ -137,6 +137,7 @@ def test_without_a_sql_database_the_command_says_what_to_name() -> None:
 
 def test_the_outbox_commands_answer_on_an_empty_outbox(url: str) -> None:
     """Counts of nothing, and nothing deleted without a yes."""
+    assert run("schema", "create", "--store", url)[0] == 0
     assert run("outbox", "status", "--json", "--store", url)[1].startswith('[\n{"waiting": 0, "lag": 0.0')
     assert run("outbox", "peek", "--json", "--store", url) == (0, "[]\n")
     assert run("outbox", "requeue", "--store", url) == (0, "Due now: 0 messages.\n")
