@@ -112,6 +112,14 @@ class Runtime:
             )
         return self._limiter
 
+    def learn_limits(self) -> None:
+        """In a process that is about to run tasks: read the rules, if there is one that they limit.
+
+        The first run would wait for them no longer than for a permit, and then go unlimited.
+        """
+        if any(getattr(task, "limited", False) for task in self.app.tasks.values()):
+            self.limiter.learn()
+
     @property
     def prompt_gate(self) -> Gate:
         """The gate for a worker's parent process: it asks the store once, because the event loop waits for it."""

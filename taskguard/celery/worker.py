@@ -41,12 +41,15 @@ class Beating(bootsteps.StartStopStep):  # type: ignore[misc]
     def __init__(self, worker: Any, **options: Any) -> None:
         super().__init__(worker, **options)
         runtime = runtime_of(worker.app)
-        pool = getattr(worker.pool_cls, "__module__", "")
+        prefork = "prefork" in getattr(worker.pool_cls, "__module__", "")
         try:
-            runtime.check_worker(shared_memory="prefork" not in pool)
+            runtime.check_worker(shared_memory=not prefork)
         except (ConfigurationError, StoreError) as exc:
             raise SystemExit(f"taskguard: {exc}") from None
         fit_transport(worker.app)
+        self._runs_here = not prefork
+        if prefork:
+            signals.worker_process_init.connect(lambda **_: runtime.learn_limits(), weak=False)
 
     def start(self, worker: Any) -> None:
         """Begin to beat. It stops with the worker's last signal: runs that finish in a warm shutdown need it."""
@@ -59,6 +62,8 @@ class Beating(bootsteps.StartStopStep):  # type: ignore[misc]
         runtime.heartbeat, runtime.teller = heartbeat, teller
         heartbeat.start()
         teller.start()
+        if self._runs_here:
+            runtime.learn_limits()
         detail = f"store {runtime.shown_store}, namespace {settings.namespace}, lease {settings.lease:g} s"
         runtime.observers(Event(name="started", detail=f"{detail}, {'with a' if settings.relay else 'no'} relay"))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol
@@ -93,6 +94,12 @@ class Limiter:
         self.store_down_total, self.crowded_total = Tally(), Tally()
         threads = int(getattr(self.permits.store, "askers", THREADS))
         self._threads = StoreThreads("taskguard-limiter", threads=threads, queue=QUEUE)
+
+    def learn(self) -> None:
+        """Begin to read the rules and connect, so that the first call need not wait for that."""
+        self.rules.rules()
+        with suppress(StoreError):
+            self.permits.now()
 
     # -- deciding -----------------------------------------------------------------------------------------------------
 

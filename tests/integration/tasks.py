@@ -80,8 +80,8 @@ def _declare(app: Celery, journal: Journal) -> None:
         journal.wait_at(gate)
         finished(self)
 
-    @app.task(bind=True, name="rationed", base=ReliableTask, shared=False, limited={"client": "{tenant}"})
-    def rationed(self: ReliableTask, tenant: str) -> str:
+    @app.task(bind=True, name="allotted", base=ReliableTask, shared=False, limited={"client": "{tenant}"})
+    def allotted(self: ReliableTask, tenant: str) -> str:
         started(self)
         finished(self)
         return tenant

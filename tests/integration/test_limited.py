@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 from celery.result import AsyncResult
@@ -11,45 +14,63 @@ from celery.result import AsyncResult
 from taskguard.ports import RuleStore
 from taskguard.rules import Rule
 from taskguard.stores import open_rules
+from tests.integration.conftest import open_site
 from tests.integration.site import Site
 
 PROMISED = 1.0
 """Seconds from the change of a rule until it holds in every worker."""
 
 
-@pytest.fixture
-def rules(no_workers: Site) -> Iterator[RuleStore]:
-    """The rules of the site's store, of which none is there."""
-    store = open_rules(no_workers.store_url, namespace=no_workers.namespace)
-    yield store
-    store.close()
+PLACES = [("redis", "redis", "prefork"), ("rabbitmq", "postgresql", "prefork"), ("redis", "mariadb", "threads")]
+
+
+class Office(Site):
+    """A site whose workers wait for permits as long as a busy machine may take: else they would run without."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options, TASKGUARD_PERMITS_TIMEOUT="10")
+
+
+@pytest.fixture(params=PLACES, ids="-".join)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Office, str]]:
+    """An office, and the pool of its workers."""
+    broker, store, pool = request.param
+    with ExitStack() as stack:
+        office = open_site(stack, broker, store, tmp_path, Office)
+        assert isinstance(office, Office)
+        yield office, pool
 
 
 def put(rules: RuleStore, limits: str) -> None:
     """Each tenant may have so many runs, and what is over that waits for its slot."""
-    rule = Rule(id="tenants", client="*", task="rationed", limits=limits, over_limit="queue")
+    rule = Rule(id="tenants", client="*", task="allotted", limits=limits, over_limit="queue")
     rules.put([rule], who="test", why="")
 
 
-def test_a_rule_that_is_made_and_changed_holds_in_running_workers(no_workers: Site, rules: RuleStore) -> None:
+def test_a_rule_that_is_made_and_changed_holds_in_running_workers(place: tuple[Office, str]) -> None:
     """Without a restart, in every pool child; the tasks over the limit rest and have spent no attempt."""
-    site = no_workers
-    site.start_worker()
-    site.start_worker()
-    free = [site.send("rationed", "acme") for _ in range(4)]  # every child has read that there is no rule
-    for result in free:
+    site, pool = place
+    site.start_worker(pool=pool)
+    site.start_worker(pool=pool)
+    with closing(open_rules(site.store_url, namespace=site.namespace)) as rules:
+        hold_and_let_go(site, rules)
+
+
+def hold_and_let_go(site: Site, rules: RuleStore) -> None:
+    """One run an hour, then a thousand a second."""
+    for result in [site.send("allotted", "acme") for _ in range(4)]:
         site.wait_state(result, "SUCCESS")
     put(rules, "1/hour burst=1")
     time.sleep(PROMISED)  # what is promised is this wait
-    over = [site.send("rationed", "acme") for _ in range(4)]
+    over = [site.send("allotted", "acme") for _ in range(4)]
     site.wait(lambda: len(deferred(site, over)) == 3, "three that wait for their slots")
     (ran,) = [result for result in over if result not in deferred(site, over)]
     site.wait_state(ran, "SUCCESS")
     assert not any(site.started(result) for result in over if result is not ran)
-    site.wait_state(site.send("rationed", "bolt"), "SUCCESS")
+    site.wait_state(site.send("allotted", "bolt"), "SUCCESS")
     put(rules, "1000/second burst=1000")
     time.sleep(PROMISED)
-    for result in [site.send("rationed", "corp") for _ in range(4)]:
+    for result in [site.send("allotted", "corp") for _ in range(4)]:
         site.wait_state(result, "SUCCESS")
     assert not any(site.started(result) for result in over if result is not ran)
 
