@@ -57,7 +57,7 @@ _sayable_of = attrgetter(*_SAYABLE)
 def _said(headers: Mapping[str, Any], queue: str) -> dict[str, Any]:
     """What the fields of `_SAYABLE` are where a message at rest does not name them."""
     stamp = headers.get("taskguard")
-    stamp = stamp if isinstance(stamp, Mapping) else {}
+    stamp = stamp if isinstance(stamp, dict) else {}  # another mapping would be read back as text
     return {
         "task": headers.get("task"),
         "task_id": headers.get("id"),

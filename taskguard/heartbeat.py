@@ -45,7 +45,7 @@ class Heartbeat:
         self._wake = threading.Event()
         self._renewing = False
         self._stopping = False
-        self._silent_since: float | None = None
+        self._silence: tuple[float, float] | None = None
         self._thread: threading.Thread | None = None
         self.pid = os.getpid()
 
@@ -108,13 +108,15 @@ class Heartbeat:
             return self._missed(str(exc))
         except Exception as exc:  # noqa: BLE001 (without its heartbeat a worker loses every lease it has)
             return self._missed(f"{type(exc).__name__}: {exc}")
-        if asked and self._silent_since is not None:
-            away, self._silent_since = time.monotonic() - self._silent_since, None
-            self._notify(Event(name="store_back", detail=f"heartbeat: the store answers again, after {away:.0f} s"))
+        if asked and self._silence is not None:
+            (first, last), self._silence = self._silence, None
+            detail = f"heartbeat: the store answers again; it was asked in vain for {last - first:.0f} s"
+            self._notify(Event(name="store_back", detail=detail))
         return True
 
     def _missed(self, why: str) -> bool:
-        self._silent_since = self._silent_since or time.monotonic()
+        now = time.monotonic()
+        self._silence = (now if self._silence is None else self._silence[0]), now
         self._notify(Event(name="store_unavailable", detail=f"heartbeat: {why}"))
         return False
 

@@ -96,9 +96,9 @@ def admitted(task: ReliableTask, custody: Custody, args: Sequence[Any], kwargs: 
     books = downstreams.booking.set(not task.request.is_eager)
     came = downstreams.booked_for.set(booked)
     try:
-        if task.limited:
-            whose = _identity_of(task).of(args, kwargs, task.request.headers)
-            task.guard.limiter.permit(whose, name=task.name, max_wait=LATE if task.name in booked else 0.0)
+        identity = _identity_of(task)
+        if identity is not None:
+            task.guard.limiter.permit(identity.of(args, kwargs, task.request.headers), name=_by_rules(task))
         with ExitStack() as stack:
             for each in task.downstreams:
                 _enter(stack, each, task, args, kwargs, patient=each.name in booked)
@@ -108,12 +108,16 @@ def admitted(task: ReliableTask, custody: Custody, args: Sequence[Any], kwargs: 
         downstreams.booking.reset(books)
 
 
-def _identity_of(task: ReliableTask) -> TaskIdentity:
+def _identity_of(task: ReliableTask) -> TaskIdentity | None:
     declared = type(task)._identity
-    assert declared is not None
-    if declared.task != task.name:  # Celery named the task after its class was made
+    if declared is not None and declared.task != task.name:  # Celery named the task after its class was made
         type(task)._identity = declared = replace(declared, task=task.name)
     return declared
+
+
+def _by_rules(task: ReliableTask) -> str:
+    """The name of its place with the rules; a limiter that the body asks has another."""
+    return f"{task.name} (rules)"
 
 
 def _enter(stack: ExitStack, each: Downstream, task: ReliableTask, args: Any, kwargs: Any, *, patient: bool) -> None:
@@ -260,7 +264,10 @@ def _rest(
         return gate.expire(custody, refused, why=f"{whose} limit {refused.limit!r} at {when} ({refused})")
     # Who has waited its turn with one downstream keeps its place there while another refuses.
     kept = {name: Booking() for name in headers.bookings(envelope)}
-    kept |= {each.name: Booking() for each in task.downstreams if each.name != refused.downstream and each.limits}
+    if refused.downstream != _by_rules(task):  # they are asked first: what refused there has asked no downstream
+        kept |= {each.name: Booking() for each in task.downstreams if each.name != refused.downstream and each.limits}
+        if type(task)._identity is not None:
+            kept[_by_rules(task)] = Booking()
     booked = kept if mine is None else kept | {refused.downstream: mine}
     following = headers.next_attempt(envelope, retries=envelope.retries)
     following = headers.with_bookings(following, booked, spared=spared or headers.spared(envelope))

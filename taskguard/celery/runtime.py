@@ -117,7 +117,7 @@ class Runtime:
 
         The first run would wait for them no longer than for a permit, and then go unlimited.
         """
-        if any(getattr(task, "limited", False) for task in self.app.tasks.values()):
+        if any(getattr(task, "_identity", None) is not None for task in self.app.tasks.values()):
             self.limiter.learn()
 
     @property

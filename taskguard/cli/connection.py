@@ -42,15 +42,23 @@ def connection_options(command: Command) -> Command:
     return command
 
 
-def with_store(command: Command) -> Command:
-    """Add the connection options, and hand the command an open ``store`` that answers."""
+def with_store(command: Command, *, creates: bool = False) -> Command:
+    """Add the connection options, and hand the command an open ``store`` that answers.
+
+    Who only looks, and mistypes the URL, is not to leave tables in somebody's database, or an empty file.
+    """
 
     @wraps(command)
     def opened(*args: Any, **kwargs: Any) -> Any:
         ctx = click.get_current_context()
-        return command(*args, store=_open(ctx), **kwargs)
+        return command(*args, store=_open(ctx, creates), **kwargs)
 
     return connection_options(opened)
+
+
+def with_new_store(command: Command) -> Command:
+    """As `with_store`; a database gets the tables that it lacks."""
+    return with_store(command, creates=True)
 
 
 def with_permits(command: Command) -> Command:
@@ -117,11 +125,10 @@ def _settings(ctx: click.Context) -> tuple[Settings, Any]:
     return settings, runtime
 
 
-def _open(ctx: click.Context) -> MessageStore:
+def _open(ctx: click.Context, creates: bool) -> MessageStore:
     settings, _ = _settings(ctx)
     assert settings.store is not None
-    # Whoever only looks, and mistypes the URL, is not to leave tables in somebody's database, or an empty file.
-    store = open_store(settings.store, namespace=settings.namespace, timeout=settings.store_timeout, creates=False)
+    store = open_store(settings.store, namespace=settings.namespace, timeout=settings.store_timeout, creates=creates)
     ctx.meta[_META + "looked_in"] = settings.namespace
     ctx.call_on_close(store.close)
     store.ping()

@@ -53,7 +53,7 @@ def demo(
         ended = ground.stop()
         click.echo(f"ended: {', '.join(ended)}" if ended else "nothing of a demo runs here")
     elif worker:
-        become_worker(ground.facts)
+        become_worker(ground.facts, ground.path)
     else:
         performance = Performance(
             ground=ground, orders=orders, seed=seed, stock=stock, broker=broker, store=store, json=as_json

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from taskguard.cli.connection import with_store
+from taskguard.cli.connection import with_new_store
 from taskguard.cli.output import json_option, print_json
 from taskguard.cli.parameters import duration
 from taskguard.cli.text import age, plural
@@ -21,7 +21,7 @@ from taskguard.ports import MessageStore
     metavar="AGE",
     help="How long it holds.",
 )
-@with_store
+@with_new_store
 @json_option
 def revoke(store: MessageStore, task_ids: tuple[str, ...], retention: float, as_json: bool) -> None:
     """Make tasks never run, whichever worker meets them and however often workers die. What runs already goes on."""

@@ -7,6 +7,7 @@ import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -144,7 +145,7 @@ def _forget_ended(url: str, namespace: str) -> None:
     later.close()
 
 
-def become_worker(facts: Mapping[str, Any]) -> NoReturn:
+def become_worker(facts: Mapping[str, Any], directory: Path) -> NoReturn:
     """Turn this process into a worker for what the last demo left. Raises ConfigurationError when there is nothing."""
     if not facts:
         raise ConfigurationError("no demo has left anything in this directory; `taskguard demo` runs one")
@@ -152,4 +153,5 @@ def become_worker(facts: Mapping[str, Any]) -> NoReturn:
     administer(facts["bank"], frozen=[])
     command = worker_command("workers.app", facts["queue"], f"worker-3@{facts['queue']}", "-l", "INFO")
     sys.stdout.flush()
+    os.chdir(directory)  # as for all processes of the demo, see `Playground.spawn`
     os.execv(sys.executable, command)

@@ -9,6 +9,7 @@ process, not for the store: that is never taken for an outage.
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ from taskguard.downstream.tending import begins_anew
 from taskguard.downstream.threads import Errand, StoreThreads
 from taskguard.errors import StoreError
 from taskguard.events import Event, Observer
+from taskguard.forks import undisturbed
 from taskguard.limiter.decision import Decision, Standing, Turn, refusal
 from taskguard.limiter.demand import Demand
 from taskguard.limiter.rulebook import FixedRules
@@ -96,9 +98,12 @@ class Limiter:
         self._threads = StoreThreads("taskguard-limiter", threads=threads, queue=QUEUE)
 
     def learn(self) -> None:
-        """Begin to read the rules and connect, so that the first call need not wait for that."""
+        """Begin to read the rules and to connect, so that the first call need not wait for that. Does not wait."""
         self.rules.rules()
-        with suppress(StoreError):
+        threading.Thread(target=self._connect, name="taskguard-limiter-connects", daemon=True).start()
+
+    def _connect(self) -> None:
+        with suppress(StoreError), undisturbed:
             self.permits.now()
 
     # -- deciding -----------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ _LEVELS = {
 }
 _REPEATING = frozenset({"store_unavailable", "relay_failed", "announce_failed"})
 REPEAT = 30.0
+"""Seconds in which the same line is said once."""
 MOST = 100
 """Different lines whose repetition is remembered."""
 
@@ -64,6 +65,8 @@ class EventLog:
 
     def _repeated(self, event: Event) -> int | None:
         """How often it was left out since it was said last. None: it is to be left out too."""
+        if event.name == "store_back":  # the next outage is news
+            self._said = {line: said for line, said in self._said.items() if line[0] != "store_unavailable"}
         if event.name not in _REPEATING or event.task_id:
             return 0
         line, now = (event.name, event.detail), time.monotonic()

@@ -290,6 +290,7 @@ class Site:
             with Redis.from_url(self.broker) as client:
                 return client.llen(f"{self.namespace}.{self.queue}") + self.unacknowledged()
         with self._connection.channel() as channel:
+            self.app.amqp.queues[self.queue].bind(channel).declare()  # no worker may have lived long enough to
             self.wait(
                 lambda: not channel.queue_declare(self.queue, passive=True).consumer_count, "the broker to miss them"
             )

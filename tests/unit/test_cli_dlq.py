@@ -247,7 +247,6 @@ class TestFiles:
 
 def test_revoked_tasks_are_dropped_when_claimed(run: Run, store: MessageStore) -> None:
     """The revocation is in the store, whatever happens to workers."""
-    store.ping()
     assert "Revoked 2 tasks for 7d" in run("revoke", "task-1", "task-2").output
     assert parsed(run("revoke", "task-3", "--json")) == [{"task_id": "task-3", "revoked": True}]
     assert str(store.claim(message(), holder="w", lease=15, max_crashes=3)) == "Dropped(reason='revoked')"

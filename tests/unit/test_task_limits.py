@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from taskguard import ConfigurationError, Retry
+from taskguard import ConfigurationError, Downstream, Retry, TokenBucket, headers
 from taskguard.edge import rate_limit
+from taskguard.envelope import Envelope
 from taskguard.limiter.identity import TaskIdentity
 from taskguard.limiter.limiter import Limiter
 from taskguard.limiter.rulebook import FixedRules, RuleBook
+from taskguard.record import State
 from taskguard.rules import Rule
 from taskguard.stores.memory import MemoryPermits
 from taskguard.stores.memory.rules import MemoryRules
@@ -175,3 +177,25 @@ def test_a_limited_task_runs_where_nobody_has_made_a_rule(reliable: Reliable, ta
     sent = task.delay(1)
     reliable.drain()
     assert sent.state == "SUCCESS"
+
+
+def test_the_rules_and_a_downstream_are_each_asked_once(
+    reliable: Reliable, taskguard_app: Celery, ran: list[Any], rules: MemoryRules
+) -> None:
+    """Who was let in by the one and refused by the other keeps its place with the first; who was refused by the rules
+    has no place with the downstream."""
+    rules.put([Rule(id="shop", limits="2/minute burst=2", over_limit="queue")], who="test", why="")
+    bank = Downstream("bank", rate=TokenBucket(1, per=60, burst=1))
+    task = declare(taskguard_app, noting(ran), name="shop.charge", retry=ONCE, limited={}, downstream=bank)
+    began = reliable.clock()
+    for n in range(3):
+        task.delay(n)
+    reliable.drain()
+    assert ran == [0]
+    resting = list(taskguard_app.taskguard.store.scan(State.PENDING))
+    places = [sorted(headers.bookings(Envelope.from_wire(record.wire or b""))) for record in resting]
+    waits = sorted(zip(places, (round((record.due_at or 0) - began) for record in resting), strict=True))
+    assert waits == [(["bank", "shop.charge (rules)"], 60), (["shop.charge (rules)"], 30)]
+    reliable.drain(until="idle")
+    assert ran == [0, 1, 2]
+    assert reliable.clock() - began == pytest.approx(120, abs=2)

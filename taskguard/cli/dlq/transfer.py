@@ -8,7 +8,7 @@ from typing import IO
 import click
 
 from taskguard.cli.complaints import Complaint
-from taskguard.cli.connection import with_store
+from taskguard.cli.connection import with_new_store, with_store
 from taskguard.cli.dlq.selection import with_filter
 from taskguard.cli.output import json_option, print_json, progress
 from taskguard.cli.text import plural
@@ -49,7 +49,7 @@ def export_letters(store: MessageStore, path: str, wanted: Filter, as_json: bool
 
 @click.command("import")
 @click.argument("file", metavar="[FILE]", default="-", type=click.File("r", encoding="utf-8", errors="surrogateescape"))
-@with_store
+@with_new_store
 @json_option
 def import_letters(store: MessageStore, file: IO[str], as_json: bool) -> None:
     """Read what `dlq export` wrote, from FILE or stdin. Letters the store knows are left as they are."""

@@ -48,7 +48,7 @@ class Database:
 
     def __init__(self, dialect: Dialect, *, timeout: float, clock: Clock | None, creates: bool = True) -> None:
         self.dialect = dialect
-        self._creates = creates
+        self.dialect.creates = self._creates = creates
         self.timeout = timeout
         self._clock = clock if clock is not None or dialect.now is not None else wall_clock
         self._pid = os.getpid()
@@ -215,7 +215,9 @@ class Database:
             case Fault.BUSY:
                 way_out = f"other transactions held the rows for {self.timeout:g} s; try again"
             case Fault.NO_TABLE if not self._creates:
-                way_out = "no worker has used this database; check the URL, or run taskguard schema create"
+                way_out = (
+                    "no taskguard of this version has used this database; check the URL, or run taskguard schema create"
+                )
             case Fault.NO_TABLE:
                 way_out = "let this user create tables, or have them created: taskguard schema create"
             case _:

@@ -46,6 +46,8 @@ class Dialect(ABC):
     """A query for the server's epoch milliseconds. None: the database runs in this process, and its clock is ours."""
     unhurried: tuple[TextClause, ...] = ()
     """Conditions that are always true, and have the commit of their statement reach the disk with the next."""
+    creates = True
+    """Whether what is missing in the database is made."""
     in_use: AbstractContextManager[object] = nullcontext()
     """Held while a connection is opened, used and given back."""
 
@@ -209,7 +211,8 @@ class SQLite(Dialect):
 
         @event.listens_for(engine, "connect")
         def set_up(connection: Any, _record: Any) -> None:
-            connection.execute("PRAGMA journal_mode = WAL")
+            if self.creates:  # who only looks changes nothing in somebody's file
+                connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
 
         _engines.add(engine)
@@ -228,7 +231,8 @@ class SQLite(Dialect):
         return Fault.NO_TABLE if missing else Fault.BROKEN
 
     def is_there(self) -> bool:
-        return Path(self.url.database or "").exists()
+        name = self.url.database or ""
+        return name.startswith("file:") or Path(name).exists()
 
     def advice(self) -> str:
         folder = Path(self.url.database or "").absolute().parent
