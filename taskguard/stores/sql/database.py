@@ -48,7 +48,7 @@ class Database:
 
     def __init__(self, dialect: Dialect, *, timeout: float, clock: Clock | None, creates: bool = True) -> None:
         self.dialect = dialect
-        self.dialect.creates = self._creates = creates
+        self.dialect.creates = creates
         self.timeout = timeout
         self._clock = clock if clock is not None or dialect.now is not None else wall_clock
         self._pid = os.getpid()
@@ -81,8 +81,8 @@ class Database:
         return Prompt(statement, self._engine)
 
     def _done(self, attempt: Callable[[], T]) -> T:
-        started, tries, lost, created = time.monotonic(), 0, False, not self._creates
-        if not self._creates and not self.dialect.is_there():
+        started, tries, lost, created = time.monotonic(), 0, False, not self.dialect.creates
+        if not self.dialect.creates and not self.dialect.is_there():
             raise StoreError(f"store {shown(self.dialect.url)}: there is no such file; check the URL")
         while True:
             try:
@@ -214,7 +214,7 @@ class Database:
         match fault:
             case Fault.BUSY:
                 way_out = f"other transactions held the rows for {self.timeout:g} s; try again"
-            case Fault.NO_TABLE if not self._creates:
+            case Fault.NO_TABLE if not self.dialect.creates:
                 way_out = (
                     "no taskguard of this version has used this database; check the URL, or run taskguard schema create"
                 )
