@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, inspect, text
 
 from taskguard.cli import cli
 from taskguard.errors import ConfigurationError
@@ -29,6 +29,8 @@ def make_version_1(url: str) -> Engine:
         metadata.create_all(connection)
         connection.execute(text("DROP TABLE taskguard_schema"))
         connection.execute(text("DROP INDEX taskguard_messages_ordering"))
+        connection.execute(text("DROP INDEX taskguard_messages_listed"))
+        connection.execute(text("CREATE INDEX taskguard_messages_state ON taskguard_messages (namespace, state)"))
         for column in OUTBOX_COLUMNS:
             connection.execute(text(f"ALTER TABLE taskguard_messages DROP COLUMN {column}"))
         row = {"namespace": "old", "id": "1", "task": "t", "task_id": "i", "message_key": "k", "state": "pending"}
@@ -48,7 +50,7 @@ def test_an_empty_database_gets_everything_once(url: str) -> None:
 
 
 def test_older_tables_are_brought_up_to_date_with_what_is_in_them(url: str) -> None:
-    """Only added to; the old rows are no outbox rows."""
+    """The old rows are no outbox rows; the index that version 3 replaced is gone."""
     engine = make_version_1(url)
     found = administration.check(url)
     assert f"the tables are of version 1, this taskguard needs {migrations.CURRENT}" in found
@@ -57,6 +59,8 @@ def test_older_tables_are_brought_up_to_date_with_what_is_in_them(url: str) -> N
     assert administration.check(url) == []
     with engine.connect() as connection:
         row = connection.execute(messages.select()).one()
+        indexes = {index["name"] for index in inspect(connection).get_indexes(messages.name)}
+    assert "taskguard_messages_state" not in indexes
     assert (row.namespace, row.outbox, row.ordering, row.ordinal, row.deadline_at) == ("old", False, "", 0, None)
     engine.dispose()
 

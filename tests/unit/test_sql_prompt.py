@@ -9,7 +9,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, NullPool, create_engine, insert, text
 
 from taskguard import lifecycle
 from taskguard.custody import Claimed
@@ -18,6 +18,8 @@ from taskguard.errors import StoreUnavailable
 from taskguard.stores.sql import SQLStore
 from taskguard.stores.sql.database import Database
 from taskguard.stores.sql.dialect import dialect_of
+from taskguard.stores.sql.messages import _COMPLETE
+from taskguard.stores.sql.schema import messages, metadata, to_row
 from tests.clocks import ManualClock
 
 Open = Callable[..., SQLStore]
@@ -116,14 +118,23 @@ def test_a_completion_that_is_interrupted_leaves_no_half_read_answer(
     claim(store, message("other"))
 
 
-def test_a_completion_finds_its_row_by_the_key(open_store: Open, postgresql_url: str) -> None:
+@pytest.mark.parametrize("analyzed", [False, True])
+@pytest.mark.parametrize("rows", [1, 30, 1_000])
+def test_a_completion_finds_its_row_by_the_key(rows: int, analyzed: bool, namespace: str, postgresql_url: str) -> None:
     """Not in the index of the states, where all rows that ever ran are entered: there it took longer with each."""
-    store = open_store(postgresql_url)
-    for number in range(30):
-        claim(store, message(f"order-{number}"))
-    given = {"in_namespace": "x", "run": "x", "shown": 1, "answer": b"", "now": 1, "until": 1}
-    with store._database.connect() as connection:
-        connection.exec_driver_sql("SET enable_seqscan = off")
-        plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {store._complete.text}", given).scalars())
+    database = Database(dialect_of(postgresql_url), timeout=5.0, clock=None)
+    complete = database.prompt(_COMPLETE).text
+    database.close()
+    record, _ = lifecycle.claim(None, message(), holder="worker/1", lease=15, max_crashes=3, now=1.0)
+    row = {**to_row(record), "namespace": namespace}
+    given = {"in_namespace": namespace, "run": "run-0", "shown": 1, "answer": b"", "now": 1, "until": 1}
+    with create_engine(postgresql_url, poolclass=NullPool).connect() as connection:  # nothing of it is committed
+        connection.execute(text(f'CREATE SCHEMA "{namespace}"'))
+        connection.execute(text(f'SET LOCAL search_path TO "{namespace}"'))
+        connection.execute(text("SET LOCAL enable_seqscan = off"))
+        metadata.create_all(connection, checkfirst=False)
+        connection.execute(insert(messages), [{**row, "id": f"run-{number}"} for number in range(rows)])
+        if analyzed:
+            connection.execute(text("ANALYZE taskguard_messages"))
+        plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {complete}", given).scalars())
     assert "taskguard_messages_pkey" in plan
-    assert "taskguard_messages_state" not in plan

@@ -40,6 +40,7 @@ from taskguard.stores.sql.database import Database
 from taskguard.stores.sql.dialect import dialect_of
 from taskguard.stores.sql.outbox import SQLOutbox
 from taskguard.stores.sql.schema import (
+    LISTED,
     NAMESPACE_LENGTH,
     RECORD,
     messages,
@@ -77,10 +78,6 @@ _NEW_UNLESS_REVOKED = select(*_NEW.values()).where(
     )
 )
 
-# Not the bare column: a planner that knows little would look for the row in the index of the states, where every run
-# that ended since the last vacuum has left an entry.
-_IS_RUNNING = _c.state.concat(literal("", literal_execute=True)) == literal(State.RUNNING.value, literal_execute=True)
-
 # `lifecycle.complete`, for a run that nothing waits for and whose message the broker still has.
 _COMPLETE = (
     update(messages)
@@ -88,7 +85,7 @@ _COMPLETE = (
         _c.namespace == bindparam("in_namespace", None, _c.namespace.type),
         _c.id == bindparam("run", None, _c.id.type),
         _c.token == bindparam("shown", None, _c.token.type),
-        _IS_RUNNING,
+        _c.state == literal(State.RUNNING.value, literal_execute=True),
         ~_c.awaited,
         ~_c.kept,
     )
@@ -209,7 +206,8 @@ class SQLStore(RecordStore):
         return self._sessions()
 
     def holds(self, id: str, token: int) -> bool:
-        run = select(_c.id).where(_c.namespace == self._namespace, _c.id == id, _c.token == token, _IS_RUNNING)
+        is_mine = and_(_c.namespace == self._namespace, _c.id == id, _c.token == token)
+        run = select(_c.id).where(is_mine, _c.state == State.RUNNING.value)
         return self._database.run(lambda connection: connection.execute(run).first() is not None)
 
     def find(self, id: str) -> Record | None:
@@ -247,7 +245,7 @@ class SQLStore(RecordStore):
     def scan(self, state: State) -> Iterator[Record]:
         page = (
             select(*RECORD)
-            .where(_c.namespace == self._namespace, _c.state == state.value)
+            .where(_c.namespace == self._namespace, _c.state == state.value, LISTED)
             .order_by(_c.updated_at, _c.id)
             .limit(PAGE)
         )
@@ -263,7 +261,7 @@ class SQLStore(RecordStore):
     def depths(self) -> Mapping[State, Depth]:
         count = (
             select(_c.state, func.count(), func.min(_c.updated_at))
-            .where(_c.namespace == self._namespace)
+            .where(_c.namespace == self._namespace, LISTED)
             .group_by(_c.state)
         )
         found = {

@@ -1,6 +1,7 @@
 """The tables' version, and the way from each version to the next. Pure DDL; Alembic may take `metadata` instead.
 
-A migration only adds, so that workers of the old version go on while it runs. Whatever was made by hand or by Alembic
+A migration only adds columns, tables and indexes, and drops an index at most, so that workers of the old version go on
+while it runs. Whatever was made by hand or by Alembic
 counts: what is there is not made again. Version 1 had no version row.
 """
 
@@ -8,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from sqlalchemy import Column, Connection, Dialect, Table, insert, inspect, select, update
-from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable, Index
+from sqlalchemy import Column, Connection, Dialect, MetaData, Table, insert, inspect, select, update
+from sqlalchemy.schema import CreateColumn, CreateIndex, CreateTable, DropIndex, Index
 
 from taskguard.stores.sql.schema import OUTBOX_COLUMNS, messages, metadata, versions
 
-CURRENT = 2
-"""The version this code needs. 1: custody and messages at rest. 2: the outbox's columns."""
+CURRENT = 3
+"""The version this code needs. 1: custody and messages at rest. 2: the outbox's columns. 3: a partial index."""
 
 ROW = "messages"
 
@@ -26,8 +27,16 @@ def _outbox() -> list[Change]:
     return columns + [index for index in messages.indexes if index.name == "taskguard_messages_ordering"]
 
 
-STEPS: dict[int, Callable[[], list[Change]]] = {2: _outbox}
+def _listed() -> list[Change]:
+    return [index for index in messages.indexes if index.name == "taskguard_messages_listed"]
+
+
+STEPS: dict[int, Callable[[], list[Change]]] = {2: _outbox, 3: _listed}
 """What each version added to tables that were there before; whole tables are found missing by themselves."""
+
+_STATE = Index("taskguard_messages_state", Table(messages.name, MetaData(), Column("state")).c.state)
+DROPPED = {3: [_STATE]}
+"""The indexes that each version replaced."""
 
 
 def version(connection: Connection) -> int:
@@ -61,6 +70,10 @@ def upgrade(connection: Connection) -> list[str]:
                 else:
                     connection.exec_driver_sql(_add_column(messages, change, connection.dialect))
                 done.append(f"added {change.name} to {messages.name}")
+            for index in DROPPED.get(number, ()):
+                if index.name in indexes:
+                    connection.execute(DropIndex(index))
+                    done.append(f"dropped {index.name}")
     if connection.execute(update(versions).where(versions.c.name == ROW).values(version=CURRENT)).rowcount == 0:
         connection.execute(insert(versions).values(name=ROW, version=CURRENT))
     if done or before != CURRENT:
@@ -85,6 +98,8 @@ def statements(dialect: Dialect, *, since: int = 0) -> Iterator[str]:
                 yield str(CreateIndex(change).compile(dialect=dialect)).strip()
             else:
                 yield _add_column(messages, change, dialect)
+        for index in DROPPED.get(number, ()):
+            yield str(DropIndex(index).compile(dialect=dialect)).strip()
     if since == 1:
         yield f"INSERT INTO {versions.name} (name, version) VALUES ('{ROW}', {CURRENT})"
     else:

@@ -100,6 +100,9 @@ messages = Table(
 _c = messages.c
 OUTBOX_COLUMNS = frozenset({"outbox", "ordering", "ordinal", "deadline_at"})
 _KEYED = _c.ordering != ""
+LISTED = _c.updated_at > 0
+"""True of every record. Only who lists a state asks for it, so that no planner looks for a run in that index, where
+every run since the last vacuum has left an entry, instead of by its key."""
 
 
 def _partial(name: str, condition: ColumnElement[bool], *columns: Column[Any]) -> Index:
@@ -108,7 +111,7 @@ def _partial(name: str, condition: ColumnElement[bool], *columns: Column[Any]) -
 
 
 _partial("taskguard_messages_due", _c.due_at.is_not(None), _c.namespace, _c.due_at, _c.id)
-Index("taskguard_messages_state", _c.namespace, _c.state, _c.updated_at, _c.id)
+_partial("taskguard_messages_listed", LISTED, _c.namespace, _c.state, _c.updated_at, _c.id)
 _partial("taskguard_messages_expiry", _c.expires_at.is_not(None), _c.namespace, _c.expires_at)
 _partial("taskguard_messages_waiting", _c.waits_on != "", _c.namespace, _c.waits_on)
 Index(
