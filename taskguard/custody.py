@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from taskguard.record import Failure
+from taskguard.envelope import Envelope
+from taskguard.permits import Answer
+from taskguard.record import Attempt, Failure
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,26 @@ class Dropped:
 
 
 Claim = Claimed | Poisoned | Completed | InProgress | Superseded | Conflict | Buried | Dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Resting:
+    """What a run becomes at once where its permits are refused: the next delivery, due at the slot it was given."""
+
+    following: Envelope
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class Entered:
+    """A claim that asked for permits too. ``answer`` is None where custody was not given, or given before.
+
+    ``due_at``: the message rests until then, the run is over. None: it does not.
+    """
+
+    claim: Claim
+    answer: Answer | None = None
+    due_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

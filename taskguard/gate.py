@@ -15,6 +15,7 @@ import time
 import traceback as tracebacks
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, TypeVar, assert_never
 
 from taskguard import errors
@@ -107,15 +108,26 @@ class Gate:
         self._clock = clock
         self._sleep = sleep
 
-    def enter(self, envelope: Envelope, terms: Terms, *, holder: str) -> Custody | Settlement:
-        """Take custody, or say how the delivery is settled instead. Raises StoreUnavailable after ``patience``."""
+    def enter(
+        self,
+        envelope: Envelope,
+        terms: Terms,
+        *,
+        holder: str,
+        with_more: Callable[[Callable[[], Claim]], Claim] | None = None,
+    ) -> Custody | Settlement:
+        """Take custody, or say how the delivery is settled instead. Raises StoreUnavailable after ``patience``.
+
+        *with_more* claims as it is told, and has the store do more in the same step.
+        """
         settings = self._settings
         asked = 0
 
         def claim() -> Claim:
             nonlocal asked
             asked += 1
-            return self._claim(envelope, terms, holder)
+            alone = partial(self._claim, envelope, terms, holder)
+            return alone() if with_more is None else with_more(alone)
 
         answer = self._patiently(claim)
         if isinstance(answer, Claimed) and answer.repeated and asked == 1:
@@ -215,7 +227,7 @@ class Gate:
 
     def defer(self, custody: Custody, following: Envelope, *, due_at: float, why: str) -> Settlement:
         """The same attempt rests until *due_at*."""
-        attempt = self._attempt(custody, "defer", None)
+        attempt = self.deferral(custody.holder)
         return self._exit(
             custody,
             lambda: self.store.rest(custody.envelope.id, custody.token, following, due_at=due_at, attempt=attempt),
@@ -223,6 +235,14 @@ class Gate:
             "deferred",
             why,
         )
+
+    def deferral(self, holder: str) -> Attempt:
+        """The line in a message's history of a run that *holder* defers."""
+        return Attempt(at=self._clock(), worker=holder.partition("/")[0], outcome="defer")
+
+    def deferred(self, custody: Custody, *, due_at: float, why: str) -> Settlement:
+        """The store has deferred the run already, in the step that gave it custody."""
+        return self._told(custody.envelope, Deferred(due_at, why), "deferred", why)
 
     def again(self, custody: Custody, *, why: str) -> Settlement:
         """The same attempt once more, due at once."""

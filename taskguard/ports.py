@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-from taskguard.custody import Claim, Depth, Hold, Leased, ResultEntry, Unique
+from taskguard.custody import Claim, Depth, Entered, Hold, Leased, Resting, ResultEntry, Unique
 from taskguard.envelope import Envelope
 from taskguard.permits import AdaptiveView, Answer, Ask, CircuitView, Outcomes, ProbeOutcome, Slot
 from taskguard.policies.circuit import CircuitBreaker, CircuitState
@@ -31,6 +31,9 @@ class MessageStore(Protocol):
         Where custody would be given to a revoked task id, the answer is `Dropped("revoked")`, recorded as discarded.
         A claim repeated by the same holder (a lost reply) answers `Claimed` with the same token.
         """
+
+    def joined_with(self, permits: PermitStore) -> JointStore | None:
+        """What claims and asks *permits* in one step; None where each is asked by itself."""
 
     def renew(self, holds: Sequence[Hold], *, lease: float, keep: bool) -> list[bool]:
         """Prolong these runs' leases in one call. With *keep*, each becomes the only copy of its message.
@@ -139,6 +142,19 @@ class MessageStore(Protocol):
 
     def close(self) -> None:
         """Give connections back. The store may be used again."""
+
+
+class JointStore(Protocol):
+    """A message store and a permit store on one server, which do in one step what a run begins with."""
+
+    def claim(
+        self, envelope: Envelope, *, holder: str, lease: float, max_crashes: int, ask: Ask, resting: Resting | None
+    ) -> Entered:
+        """`MessageStore.claim`, and where that gives custody `PermitStore.admit`; not where the claim is repeated.
+
+        With *resting*, a rate that books a slot before the message's deadline has it rest until then, to the
+        millisecond after, as `MessageStore.rest` does.
+        """
 
 
 class PermitStore(Protocol):

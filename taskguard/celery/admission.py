@@ -1,6 +1,7 @@
 """What rules and downstreams say before a run, and what becomes of a task that one of them refuses.
 
-Asked after the claim, so that a duplicate spends no permit, and before any code of the task. A refused task rests until
+Asked after the claim, so that a duplicate spends no permit, and before any code of the task; where custody and permits
+rest on one Redis server, in the same step (`entrance`). A refused task rests until
 its own slot in the line, or, where a circuit is open, until the first probe can go and a place after that; it has spent
 no attempt. Parked tasks come back at the declared rate, slowly at first: all at once they would open the circuit again.
 
@@ -23,10 +24,12 @@ from taskguard import headers
 from taskguard.celery.pausing import pause_for
 from taskguard.clock import iso, seconds
 from taskguard.downstream import service as downstreams
+from taskguard.downstream.blocks import PermitBlock
 from taskguard.downstream.circuit import Circuit, judge
 from taskguard.downstream.desk import Desk, desk_of
 from taskguard.downstream.refusals import PROBING
 from taskguard.downstream.service import Downstream
+from taskguard.envelope import Envelope
 from taskguard.errors import CircuitOpenError, ConfigurationError, Refused, StoreError
 from taskguard.gate import Custody, Gate
 from taskguard.headers import Booking
@@ -87,25 +90,35 @@ def declared_identity(declared: object, signature: inspect.Signature, *, task: s
 
 
 @contextmanager
-def admitted(task: ReliableTask, custody: Custody, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """The run's block: its downstreams let it in, hold its slots, and judge how it ends. Raises Refused.
-
-    The body runs under the budget that their timeouts give, or what the deadline leaves where that is less.
-    """
-    booked = frozenset(headers.bookings(custody.envelope))
+def coming_back(task: ReliableTask, envelope: Envelope) -> Iterator[frozenset[str]]:
+    """Questions that are asked in this block book slots, and use the bookings that the message brought: their names."""
+    booked = frozenset(headers.bookings(envelope))
     books = downstreams.booking.set(not task.request.is_eager)
     came = downstreams.booked_for.set(booked)
     try:
-        identity = _identity_of(task)
-        if identity is not None:
-            task.guard.limiter.permit(identity.of(args, kwargs, task.request.headers), name=_by_rules(task))
-        with ExitStack() as stack:
-            for each in task.downstreams:
-                _enter(stack, each, task, args, kwargs, patient=each.name in booked)
-            yield
+        yield booked
     finally:
         downstreams.booked_for.reset(came)
         downstreams.booking.reset(books)
+
+
+@contextmanager
+def admitted(
+    task: ReliableTask, custody: Custody, args: Sequence[Any], kwargs: Mapping[str, Any], started: PermitBlock | None
+) -> Iterator[None]:
+    """The run's block: its downstreams let it in, hold its slots, and judge how it ends. Raises Refused.
+
+    The body runs under the budget that their timeouts give, or what the deadline leaves where that is less. *started*:
+    the block of the first downstream, where that was asked together with the claim.
+    """
+    with coming_back(task, custody.envelope) as booked, ExitStack() as stack:
+        identity = _identity_of(task)
+        if identity is not None:
+            task.guard.limiter.permit(identity.of(args, kwargs, task.request.headers), name=_by_rules(task))
+        for each in task.downstreams:
+            _enter(stack, each, task, args, kwargs, patient=each.name in booked, block=started)
+            started = None
+        yield
 
 
 def _identity_of(task: ReliableTask) -> TaskIdentity | None:
@@ -120,11 +133,16 @@ def _by_rules(task: ReliableTask) -> str:
     return f"{task.name} (rules)"
 
 
-def _enter(stack: ExitStack, each: Downstream, task: ReliableTask, args: Any, kwargs: Any, *, patient: bool) -> None:
+def _enter(
+    stack: ExitStack, each: Downstream, task: ReliableTask, args: Any, kwargs: Any,
+    *, patient: bool, block: PermitBlock | None,
+) -> None:  # fmt: skip
     left = LATE if patient else 0.0
+    if block is not None and block.is_started:  # its question has used the booking
+        downstreams.booked_for.set(downstreams.booked_for.get() - {each.name})
     while True:
         try:
-            stack.enter_context(each.permit(of=task.run, args=args, kwargs=kwargs))
+            stack.enter_context(block or block_of(each, task, args, kwargs))
             return
         except Refused as refused:
             wait = _wait(refused, each.desk)
@@ -133,6 +151,12 @@ def _enter(stack: ExitStack, each: Downstream, task: ReliableTask, args: Any, kw
         left -= max(wait, 0.001)
         time.sleep(max(wait, 0.001))
         downstreams.booked_for.set(downstreams.booked_for.get() | {each.name})
+        block = None
+
+
+def block_of(each: Downstream, task: ReliableTask, args: Any, kwargs: Any) -> PermitBlock:
+    """The run as one call of a downstream."""
+    return each.permit(of=task.run, args=args, kwargs=kwargs)
 
 
 def _wait(refused: Refused, desk: Desk) -> float | None:
@@ -147,10 +171,14 @@ class Call:
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     complete: Callable[[Any], Settlement]
+    rests_until: float | None = None
+    """The store has deferred the run already, until then."""
 
 
 def put_off(task: ReliableTask, gate: Gate, custody: Custody, refused: Refused, call: Call) -> Settlement:
     """The task comes back when the call can be made. No attempt is spent."""
+    if call.rests_until is not None:
+        return gate.deferred(custody, due_at=call.rests_until, why=str(refused))
     declared = next((each for each in task.downstreams if each.name == refused.downstream), None)
     policy = declared.circuit_policy if declared is not None else None
     is_open = isinstance(refused, CircuitOpenError)
@@ -262,19 +290,26 @@ def _rest(
         when = f"{iso(due_at)}, {due_at - envelope.deadline_at:.3g} s after it"
         whose = "its slot of" if mine is not None and mine.at else "it could come back to"
         return gate.expire(custody, refused, why=f"{whose} limit {refused.limit!r} at {when} ({refused})")
-    # Who has waited its turn with one downstream keeps its place there while another refuses.
-    kept = {name: Booking() for name in headers.bookings(envelope)}
-    if refused.downstream != _by_rules(task):  # they are asked first: what refused there has asked no downstream
-        kept |= {each.name: Booking() for each in task.downstreams if each.name != refused.downstream and each.limits}
-        if type(task)._identity is not None:
-            kept[_by_rules(task)] = Booking()
-    booked = kept if mine is None else kept | {refused.downstream: mine}
-    following = headers.next_attempt(envelope, retries=envelope.retries)
-    following = headers.with_bookings(following, booked, spared=spared or headers.spared(envelope))
+    following = following_of(task, envelope, refused.downstream, mine, spared=spared)
     settlement = gate.defer(custody, following, due_at=due_at, why=str(refused))
     if custody.lost:
         _unbook(task, refused.downstream, mine)
     return settlement
+
+
+def following_of(
+    task: ReliableTask, envelope: Envelope, refused_by: str, mine: Booking | None, *, spared: int = 0
+) -> Envelope:
+    """The next delivery of a message that *refused_by* refused. Who has waited its turn with one downstream keeps its
+    place there while another refuses."""
+    kept = {name: Booking() for name in headers.bookings(envelope)}
+    if refused_by != _by_rules(task):  # they are asked first: what refused there has asked no downstream
+        kept |= {each.name: Booking() for each in task.downstreams if each.name != refused_by and each.limits}
+        if type(task)._identity is not None:
+            kept[_by_rules(task)] = Booking()
+    booked = kept if mine is None else kept | {refused_by: mine}
+    following = headers.next_attempt(envelope, retries=envelope.retries)
+    return headers.with_bookings(following, booked, spared=spared or headers.spared(envelope))
 
 
 def _unbook(task: ReliableTask, name: str, booking: Booking | None) -> None:

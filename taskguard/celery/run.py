@@ -17,6 +17,7 @@ from celery.utils.log import get_logger
 
 from taskguard import headers
 from taskguard.celery import admission, results, transactional
+from taskguard.celery.entrance import Entrance, entrance_of
 from taskguard.celery.message import eager_envelope, encode_result
 from taskguard.celery.publishing import inherited_deadline
 from taskguard.celery.runtime import new_holder
@@ -61,12 +62,14 @@ def deliver(task: ReliableTask, request: Any, args: Any, kwargs: Any) -> Any:
         # Celery takes every unknown entry for a header of the user's, and would send it on with a retry.
         request.headers = {name: value for name, value in request.headers.items() if name != DELIVERY}
     envelope, holder = handed or (eager_envelope(task, request, args, kwargs), new_holder(request.hostname))
+    entrance = entrance_of(task, envelope, args, kwargs, holder=holder) if handed else None
     try:
-        entered = _whole(lambda: gate.enter(envelope, task.terms, holder=holder))
+        with_more = None if entrance is None else entrance.claim
+        entered = _whole(lambda: gate.enter(envelope, task.terms, holder=holder, with_more=with_more))
         if isinstance(entered, Custody):
             request.taskguard_custody = entered
             try:
-                entered = _run(task, gate, entered, args, kwargs)
+                entered = _run(task, gate, entered, args, kwargs, entrance)
             finally:
                 transactional.close(task)
     except StoreError as exc:
@@ -76,6 +79,9 @@ def deliver(task: ReliableTask, request: Any, args: Any, kwargs: Any) -> Any:
             time.sleep(REQUEUE_PAUSE)  # it answered at once, and would again
         # Unsettled: the broker, or the lease, brings the message back. Celery logs the whole chain, with tracebacks.
         raise Reject(exc, requeue=True) from None
+    finally:
+        if entrance is not None:
+            entrance.close()
     return settle(task, request, entered)
 
 
@@ -87,19 +93,23 @@ def _whole(step: Callable[[], Outcome]) -> Outcome:
         return step()
 
 
-def _run(task: ReliableTask, gate: Gate, custody: Custody, args: Any, kwargs: Any) -> Settlement:
+def _run(
+    task: ReliableTask, gate: Gate, custody: Custody, args: Any, kwargs: Any, entrance: Entrance | None
+) -> Settlement:
     request = task.request
     if task.budget is not None and request.retries == 0:
         task.budget.record_try()
     token = inherited_deadline.set(custody.envelope.deadline_at)
     budget = timeouts.deadline_at.set(custody.envelope.deadline_at)
     try:
-        with transactional.joined(task, custody), admission.admitted(task, custody, args, kwargs):
+        started = None if entrance is None else entrance.block
+        with transactional.joined(task, custody), admission.admitted(task, custody, args, kwargs, started):
             task.before_body(request.id, request.args, request.kwargs)
             value = task.run(*args, **kwargs)
     except Refused as exc:
         refused = exc
-        call = admission.Call(args, kwargs, lambda value: _completed(task, gate, custody, value))
+        rests_until = None if entrance is None else entrance.rests_until
+        call = admission.Call(args, kwargs, lambda value: _completed(task, gate, custody, value), rests_until)
         return _whole(lambda: admission.put_off(task, gate, custody, refused, call))
     except CeleryRetry as exc:
         asked = exc

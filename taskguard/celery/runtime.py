@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from taskguard.celery.teller import Teller
     from taskguard.heartbeat import Heartbeat
     from taskguard.limiter.limiter import Limiter
-    from taskguard.ports import MessageStore, PermitStore
+    from taskguard.ports import JointStore, MessageStore, PermitStore
 
 
 LEAST_TIMEOUT = 0.5
@@ -48,6 +48,7 @@ class Runtime:
         self._pid = 0
         self._permits: PermitStore | None = None
         self._permits_pid = 0
+        self._joined: tuple[MessageStore, PermitStore, JointStore | None] | None = None
         self._limiter: Limiter | None = None
 
     @property
@@ -92,6 +93,13 @@ class Runtime:
             self._permits = open_permits(url, namespace=settings.namespace, timeout=settings.permits_timeout)
             self._permits_pid = os.getpid()
         return self._permits
+
+    def joined_with(self, permits: PermitStore) -> JointStore | None:
+        """What claims and asks *permits* in one step; None where they are elsewhere."""
+        store, joined = self.store, self._joined
+        if joined is None or joined[0] is not store or joined[1] is not permits:
+            self._joined = joined = store, permits, store.joined_with(permits)
+        return joined[2]
 
     def lend_permits(self) -> None:
         """From now on they are those of every `Downstream` in this process that names no store."""

@@ -17,15 +17,16 @@ from concurrent.futures import TimeoutError as WaitedTooLong
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from taskguard.downstream import timeouts
 from taskguard.downstream.answers import Answer as HttpAnswer
 from taskguard.downstream.circuit import Verdict
+from taskguard.downstream.desk import Carrier, Desk
 from taskguard.downstream.spans import Span
 from taskguard.downstream.threads import Errand
-from taskguard.errors import StoreError
-from taskguard.permits import Permit, Refusal, Slot
+from taskguard.errors import Refused, StoreError
+from taskguard.permits import Answer, Ask, Permit, Refusal, Slot
 
 T = TypeVar("T")
 
@@ -43,6 +44,27 @@ class Do:
     work: Callable[[], Any]
     undo: Callable[[Any], None] | None = None
     in_process: bool = False
+
+
+class Question(Do):
+    """What a call asks the store. `carried` may take it there before it is its turn."""
+
+    def __init__(self, desk: Desk, ask: Ask, undo: Callable[[Any], None]) -> None:
+        super().__init__(self._asked, undo, desk.in_process)
+        self.desk, self.ask = desk, ask
+        self._answer: Answer | None = None
+
+    def _asked(self) -> Answer:
+        return self.desk.admit(self.ask) if self._answer is None else self._answer
+
+    def carried(self, carry: Carrier) -> None:
+        """Have it asked by *carry*."""
+        self._answer = self.desk.admit(self.ask, carry=carry)
+
+    def withdraw(self) -> None:
+        """Nobody waits for the answer any more."""
+        if self._answer is not None and self.undo is not None:
+            self.undo(self._answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +86,50 @@ Effect = Do | Rest | Await
 Steps = Generator[Effect, Any, T]
 
 
-def by_thread(steps: Steps[T]) -> T:
-    """Drive *steps* in this thread."""
+class Started(Generic[T]):
+    """*steps* that are taken up to their first question, or their first wait."""
+
+    def __init__(self, steps: Steps[T]) -> None:
+        self._steps = steps
+        self._effect: Effect | None = None
+        self._refused: Refused | None = None
+        try:
+            effect = next(steps)
+            while type(effect) is Do:
+                effect = steps.send(effect.work())
+            self._effect = effect
+        except StopIteration as stop:
+            self._value: T = stop.value
+        except Refused as exc:
+            self._refused = exc
+
+    @property
+    def question(self) -> Question | None:
+        """What the steps ask."""
+        return self._effect if isinstance(self._effect, Question) else None
+
+    def finish(self) -> T:
+        """Drive them to their end in this thread."""
+        if self._effect is not None:
+            effect, self._effect = self._effect, None
+            return by_thread(self._steps, effect)
+        if self._refused is not None:
+            raise self._refused
+        return self._value
+
+    def close(self) -> None:
+        """They are not driven any further."""
+        question, self._effect = self.question, None
+        if question is not None:
+            question.withdraw()
+        self._steps.close()
+
+
+def by_thread(steps: Steps[T], effect: Effect | None = None) -> T:
+    """Drive *steps* in this thread, from the *effect* that they have come to."""
     try:
-        effect = next(steps)
+        if effect is None:
+            effect = next(steps)
         while True:
             try:
                 found = _now(effect)

@@ -34,6 +34,10 @@ FLUSH = 0.01
 """Seconds a released slot waits for a question to ride along with."""
 
 
+Carrier = Callable[[Ask], Answer]
+"""What takes a question to the store instead of the desk."""
+
+
 class Watcher(Protocol):
     """Who is told of a circuit's changes."""
 
@@ -94,8 +98,11 @@ class Desk:
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
-    def admit(self, ask: Ask) -> Answer:
-        """Ask the store; slots that wait to be released go along. Raises StoreError."""
+    def admit(self, ask: Ask, *, carry: Carrier | None = None) -> Answer:
+        """Ask the store; slots that wait to be released go along. Raises StoreError.
+
+        *carry* takes the question to the store along with something else. It may raise whatever that fails with.
+        """
         returned = ask.release
         if not returned and self._returned:
             returned = self._take_returned()
@@ -104,11 +111,12 @@ class Desk:
             )
         asked_at = self.clock()
         try:
-            answer = self.store.admit(ask)
-        except StoreError as exc:
+            answer = self.store.admit(ask) if carry is None else carry(ask)
+        except BaseException as exc:
             if returned:
                 self._give_back(returned)
-            self._went_down(exc)
+            if carry is None and isinstance(exc, StoreError):
+                self._went_down(exc)
             raise
         if self._told_down:
             self._told_down = False

@@ -20,6 +20,7 @@ from taskguard.downstream.admittance import (
     Call,
     Do,
     Pass,
+    Question,
     Rest,
     Steps,
     booked_for,
@@ -99,6 +100,11 @@ class Guard:
             desk=desk,
         )
         self.leave, self.ended, self.pause = self._settler.leave, self._settler.ended, self._settler.pause
+
+    @property
+    def rests_at_once(self) -> bool:
+        """Whether a refusal by the store is the last word for whoever books a slot and does not wait."""
+        return self._never_waits and not self.shadow
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
@@ -263,11 +269,8 @@ class Guard:
             answer = self._known(desk, ask)
             if answer is None:
                 try:
-                    answer = yield Do(
-                        lambda ask=ask: desk.admit(ask),  # type: ignore[misc]
-                        undo_permit(desk.store.release, slot, desk.unbook, partial(self._no_probe, desk, ask)),
-                        desk.in_process,
-                    )
+                    undo = undo_permit(desk.store.release, slot, desk.unbook, partial(self._no_probe, desk, ask))
+                    answer = yield Question(desk, ask, undo)
                 except StoreError as exc:
                     self._store_is_down(desk, exc)
                     return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from taskguard.downstream.tending import begins_anew
@@ -24,8 +25,9 @@ SHORTEST, LONGEST = 0.005, 10.0
 class LocalSlots:
     """*limit* places. Every place that is taken is given back by `release`, once."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self.limit = limit
+        self._clock = clock
         self.after_fork()
         begins_anew(self)
 
@@ -82,7 +84,7 @@ class LocalSlots:
     def turn(self) -> float:
         """Seconds until it is worth coming back for one who got no place: each of those has a turn of its own, by how
         long places are held. Nothing is kept for it."""
-        now = time.monotonic()
+        now = self._clock()
         with self._lock:
             spacing = self._hold / self.limit if self._hold else UNKNOWN / self.limit
             self._turn = min(max(self._turn, now) + max(spacing, SHORTEST), now + LONGEST)

@@ -17,6 +17,7 @@ from typing import Concatenate, ParamSpec, Protocol, TypeVar
 from taskguard import lifecycle
 from taskguard.custody import Claim, Dropped, Hold, Leased, ResultEntry, Unique
 from taskguard.envelope import Envelope
+from taskguard.ports import JointStore, PermitStore
 from taskguard.record import Attempt, Failure, Record, State
 
 P = ParamSpec("P")
@@ -136,6 +137,9 @@ class RecordStore(ABC):
         if settled.state in lifecycle.TERMINAL:
             unit.wake(id)
         return True
+
+    def joined_with(self, permits: PermitStore) -> JointStore | None:
+        return None
 
     def writes_results_to(self, host: str, port: int, user: str = "") -> bool:
         return False

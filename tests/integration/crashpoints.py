@@ -153,6 +153,10 @@ def install(app: Celery, environ: Mapping[str, str], journal: Journal) -> None:
         for name in operations()[owner]:
             point = f"{owner}.{name.removesuffix(BATCH)}"
             setattr(kind, name, wrapped(getattr(kind, name), point, armoury, journal))
+    joint = app.taskguard.joined_with(app.taskguard.permits)
+    if joint is not None:  # one step, and both operations
+        both = wrapped(type(joint).claim, "MessageStore.claim", armoury, journal)
+        type(joint).claim = wrapped(both, "PermitStore.admit", armoury, journal)
     app.taskguard.store.close()
     app.taskguard.permits.close()
 
@@ -209,7 +213,7 @@ def _subject(owner: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequ
     """
     match owner:
         case "PermitStore":
-            return _permit_names(args[1:])
+            return _permit_names([*args[1:], *kwargs.values()])
         case "Message":
             return [args[0].headers]
         case "Producer":

@@ -33,6 +33,8 @@ SEED = seed()
 
 SPARED = {
     "MessageStore.writes_results_to": "compares two addresses",
+    "MessageStore.joined_with": "compares two addresses",
+    "JointStore.claim": "dies where a claim does, and where a question for permits does: it is both",
     "Message.ack_log_error": "calls ack",
     "Message.reject_log_error": "calls reject",
     "Message.decode": "talks to nobody",

@@ -73,7 +73,7 @@ assert sum(isinstance(job.value, Permit) for job in jobs) == 20
 def test_the_two_scripts_of_a_bucket_share_its_state(timed: RedisPermits, micros: MicroClock) -> None:
     """The short way and the general one decide alike, call by call, and go by the same line."""
     draw, policy = random.Random(7), TokenBucket(5, burst=4)
-    twin = RedisPermits(timed._connections, namespace=timed._partition.decode(), clock=micros)
+    twin = RedisPermits(timed.connections, namespace=timed.partition.decode(), clock=micros)
     twin._take_permit = lambda rate: None  # type: ignore[method-assign]
     for _ in range(400):
         cost, booked = draw.choice((1, 1, 2, 0.5)), draw.random() < 0.2

@@ -42,7 +42,7 @@ def watching(permits: RedisPermits) -> Iterator[list[CircuitView]]:
 
 
 def _subscribers(server: Redis, permits: RedisPermits) -> int:
-    return int(server.pubsub_numsub(permits._partition + b":permit:changes")[0][1])
+    return int(server.pubsub_numsub(permits.partition + b":permit:changes")[0][1])
 
 
 def _answers(shielded: Shielded, ask: Ask) -> bool:

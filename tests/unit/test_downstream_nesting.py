@@ -200,15 +200,15 @@ def test_a_thread_that_is_left_behind_keeps_its_place(permits: PermitHouse, loca
 
 def test_who_finds_no_local_place_is_told_a_turn_of_its_own() -> None:
     """By how long places are held: they do not come back together, and never later than `LONGEST`."""
-    slots = LocalSlots(2)
+    slots = LocalSlots(2, clock=lambda: 7.0)
     slots.take()
     slots.take()
     slots.release(0.4)
     slots.take()
     turns = [slots.turn() for _ in range(20)]
-    assert all(later - sooner > 0.15 for sooner, later in pairwise(turns))
-    assert turns[0] == pytest.approx(0.2, abs=0.02)
-    assert turns[-1] == pytest.approx(4.0, abs=0.1)
+    assert all(later - sooner == pytest.approx(0.2) for sooner, later in pairwise(turns))
+    assert turns[0] == pytest.approx(0.2)
+    assert turns[-1] == pytest.approx(4.0)
     assert max(slots.turn() for _ in range(1000)) <= LONGEST
     slots.release(0.4)
     slots.release(0.4)

@@ -20,7 +20,7 @@ from taskguard.policies import CircuitBreaker, Concurrency, Default, Fallback, L
 from taskguard.record import Reason
 from taskguard.stores.memory import MemoryPermits
 from taskguard.testing import Reliable
-from tests.unit.downstreamhouse import Down, Line, circuit, ran, taskguard_app  # noqa: F401
+from tests.unit.downstreamhouse import Down, Line, circuit, joined, ran, taskguard_app  # noqa: F401
 from tests.unit.rehearsal import declare
 
 # -- circuits ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from taskguard.headers import bookings
 from taskguard.policies import CircuitBreaker, Concurrency, LeakyBucket, TokenBucket
 from taskguard.record import Reason, State
 from taskguard.testing import Reliable
-from tests.unit.downstreamhouse import Down, Line, circuit, ran, taskguard_app  # noqa: F401
+from tests.unit.downstreamhouse import Down, Line, circuit, joined, ran, taskguard_app  # noqa: F401
 from tests.unit.rehearsal import declare
 
 # -- declared ---------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Connections:
     """A server, by its URL. Nothing is connected until the first call."""
 
     def __init__(self, url: str, timeout: float) -> None:
-        self.url = without_password(url)
+        self.url, self._whole_url = without_password(url), url
         self._timeout = timeout
         try:
             parts = urlsplit(url)
@@ -75,6 +75,10 @@ class Connections:
     def user(self) -> str:
         """Who it is asked as."""
         return self._options.get("username") or ANYBODY
+
+    def reaches_as(self, other: Connections) -> bool:
+        """Whether *other* leads to the same database as the same user: by the same URL."""
+        return self._whole_url == other._whole_url
 
     def call(self, *command: bytes) -> Any:
         """Send one command and return its reply. Raises StoreUnavailable or StoreError."""

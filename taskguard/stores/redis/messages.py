@@ -12,28 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from taskguard.clock import Clock
-from taskguard.custody import (
-    Buried,
-    Claim,
-    Claimed,
-    Completed,
-    Conflict,
-    Depth,
-    Dropped,
-    Hold,
-    InProgress,
-    Leased,
-    Poisoned,
-    ResultEntry,
-    Superseded,
-    Unique,
-)
+from taskguard.custody import Claim, Depth, Hold, Leased, ResultEntry, Unique
 from taskguard.envelope import Envelope
 from taskguard.errors import StoreError
 from taskguard.lifecycle import PUBLISHED_RETENTION
+from taskguard.ports import JointStore, PermitStore
 from taskguard.record import Attempt, Failure, Record, State
+from taskguard.stores.redis.claims import claim_arguments, claim_of
 from taskguard.stores.redis.connection import ANYBODY, Connections
+from taskguard.stores.redis.joint import RedisJoint
 from taskguard.stores.redis.layout import decoded, encoded, envelope_arguments, ms, partition, to_record
+from taskguard.stores.redis.permits import RedisPermits
 from taskguard.stores.redis.scripts import script
 
 OLDEST_SERVER = (6, 2)
@@ -62,16 +51,16 @@ class RedisStore:
     # -- custody ----------------------------------------------------------------------------------------------------
 
     def claim(self, envelope: Envelope, *, holder: str, lease: float, max_crashes: int) -> Claim:
-        reply = self._run(
-            "claim",
-            encoded(envelope.id),
-            encoded(holder),
-            ms(lease),
-            b"%d" % max_crashes,
-            ms(PUBLISHED_RETENTION),
-            *envelope_arguments(envelope),
-        )
-        return _answer(reply)
+        return claim_of(self._run("claim", *claim_arguments(envelope, holder, lease, max_crashes)))
+
+    def joined_with(self, permits: PermitStore) -> JointStore | None:
+        if (
+            isinstance(permits, RedisPermits)
+            and (permits.partition, permits.clock) == (self._partition, self._clock)
+            and permits.connections.reaches_as(self._connections)
+        ):
+            return RedisJoint(self._connections, permits)
+        return None
 
     def renew(self, holds: Sequence[Hold], *, lease: float, keep: bool) -> list[bool]:
         if not holds:
@@ -215,24 +204,3 @@ def _tickets(holds: Sequence[Hold]) -> list[bytes]:
 
 def _line(attempt: Attempt | None) -> bytes:
     return b"" if attempt is None else encoded(attempt.to_json())
-
-
-def _answer(reply: list[Any]) -> Claim:
-    match reply:
-        case [b"claimed", token, crashes, history, *again]:
-            return Claimed(int(token), int(crashes), decoded(history), repeated=bool(again))
-        case [b"poisoned", token, crashes, history]:
-            return Poisoned(int(token), int(crashes), decoded(history))
-        case [b"completed", result]:
-            return Completed(result)
-        case [b"superseded"]:
-            return Superseded()
-        case [b"in_progress", same, task_id, left]:
-            return InProgress(bool(same), decoded(task_id), int(left) / 1000)
-        case [b"conflict", task_id]:
-            return Conflict(decoded(task_id))
-        case [b"buried", failure]:
-            return Buried(Failure.from_json(decoded(failure)))
-        case [b"dropped", reason]:
-            return Dropped(decoded(reason))
-    raise StoreError(f"claim: Redis answered {reply!r}; is another version of taskguard using this namespace?")

@@ -38,6 +38,7 @@ from taskguard.stores.redis.answers import Seen, adaptive_view, answer_of, circu
 from taskguard.stores.redis.asks import (
     REMEMBERED,
     Bucket,
+    Shape,
     Shapes,
     bucket_of,
     bulk,
@@ -63,9 +64,9 @@ class RedisPermits:
     """A `PermitStore` in one Redis server, which also lends (`leases.Lender`)."""
 
     def __init__(self, connections: Connections, *, namespace: str, clock: Clock | None = None) -> None:
-        self._connections = connections
-        self._partition = partition(namespace)
-        self._clock = clock
+        self.connections = connections
+        self.partition = partition(namespace)
+        self.clock = clock
         self._shapes, self._seen = Shapes(), Seen()
         self._buckets: dict[tuple[str, float, bool], tuple[Rate, Bucket | None, bytes]] = {}
         self._take = script("take_permit")
@@ -77,10 +78,10 @@ class RedisPermits:
         return cls(Connections(url, timeout), namespace=namespace, clock=clock)
 
     def _now(self) -> bytes:
-        return b"" if self._clock is None else b"%.0f" % to_us(self._clock())
+        return b"" if self.clock is None else b"%.0f" % to_us(self.clock())
 
     def _run(self, verb: str, prologues: tuple[str, ...], *arguments: bytes) -> Any:
-        return self._connections.run(script(verb, *prologues), self._partition, self._now(), *arguments)
+        return self.connections.run(script(verb, *prologues), self.partition, self._now(), *arguments)
 
     # -- calls ------------------------------------------------------------------------------------------------------
 
@@ -90,25 +91,33 @@ class RedisPermits:
             answer = self._take_permit(rates[0])
             if answer is not None:
                 return answer
+        shape, size, arguments = self.packed(ask)
+        chosen, head = self._admit if shape.only_buckets else self._admit_any
+        reply = self.connections.run_packed(chosen, b"*%d\r\n%b%b" % (4 + size, head, arguments))
+        return self.read(ask, shape, reply)
+
+    def packed(self, ask: Ask) -> tuple[Shape, int, bytes]:
+        """The arguments of ``admit.lua``: of what shape, how many, and as they go over the wire."""
         shape = self._shapes.of(ask)
         slot, circuit, release = ask.slot, ask.circuit, ask.release
-        chosen, head = self._admit if shape.only_buckets else self._admit_any
         now = self._now()
         place = b"" if slot is None else encoded(slot.holder)
         probe = b"" if circuit is None else encoded(circuit.holder)
         own = b"$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(now), now, len(place), place, len(probe), probe)
         back = b"".join(map(bulk, named(release))) if release else b""
-        command = b"*%d\r\n%b%b%b%b" % (7 + shape.size + 2 * len(release), head, own, shape.arguments, back)
-        reply = self._connections.run_packed(chosen, command)
+        return shape, 3 + shape.size + 2 * len(release), b"%b%b%b" % (own, shape.arguments, back)
+
+    def read(self, ask: Ask, shape: Shape, reply: Sequence[Any]) -> Answer:
+        """What ``admit.lua`` answered."""
         if reply[0] != 2:
             return answer_of(ask, reply)
         assert shape.alone is not None
-        view = None if circuit is None else self._seen.of(circuit.name, reply)
+        view = None if ask.circuit is None else self._seen.of(ask.circuit.name, reply)
         return Permit((shape.alone.view(ask.rates[0].name, float(reply[1])),), view, False, int(reply[2]))
 
     def _admitting(self, prologues: tuple[str, ...]) -> tuple[Script, bytes]:
         chosen = script("admit", *prologues)
-        return chosen, b"".join(map(bulk, (b"EVALSHA", chosen.sha, b"1", self._partition)))
+        return chosen, b"".join(map(bulk, (b"EVALSHA", chosen.sha, b"1", self.partition)))
 
     def _take_permit(self, rate: RateAsk) -> Answer | None:
         """The answer of the short script; None where it does not know."""
@@ -118,8 +127,8 @@ class RedisPermits:
         _, bucket, command = known
         if bucket is None:
             return None
-        reply = self._connections.run_packed(
-            self._take, command if self._clock is None else self._take_command(rate, bucket)
+        reply = self.connections.run_packed(
+            self._take, command if self.clock is None else self._take_command(rate, bucket)
         )
         if type(reply) is bytes:
             held, _, version = reply.partition(b" ")
@@ -139,9 +148,9 @@ class RedisPermits:
 
     def _take_command(self, rate: RateAsk, bucket: Bucket) -> bytes:
         name = encoded(rate.name)
-        keys = (b"%b:permit:%b:%b" % (self._partition, kind, name) for kind in (b"bucket", b"line"))
+        keys = (b"%b:permit:%b:%b" % (self.partition, kind, name) for kind in (b"bucket", b"line"))
         told = map(number, (bucket.need, bucket.most, bucket.full))
-        return packed(b"EVALSHA", self._take.sha, b"3", *keys, self._partition + b":rules:version", self._now(), *told)
+        return packed(b"EVALSHA", self._take.sha, b"3", *keys, self.partition + b":rules:version", self._now(), *told)
 
     def lend(self, name: str, policy: TokenBucket, *, most: int) -> Loan:
         """As `leases.Lender` says."""
@@ -181,7 +190,7 @@ class RedisPermits:
         return sorted(views, key=lambda view: view.name)
 
     def watch_circuits(self, changed: Callable[[CircuitView], None], *, stop: Callable[[], bool]) -> None:
-        Watch(self._connections, self._partition + b":permit:changes", self, changed, stop=stop).run()
+        Watch(self.connections, self.partition + b":permit:changes", self, changed, stop=stop).run()
 
     def force(self, name: str, state: CircuitState, *, until: float | None, who: str, why: str) -> CircuitView:
         if state not in FORCED:
@@ -218,11 +227,11 @@ class RedisPermits:
         return dict(sorted(found.items()))
 
     def now(self) -> float:
-        if self._clock is not None:
-            return from_us(to_us(self._clock()))
-        seconds, microseconds = self._connections.call(b"TIME")
+        if self.clock is not None:
+            return from_us(to_us(self.clock()))
+        seconds, microseconds = self.connections.call(b"TIME")
         return int(seconds) + int(microseconds) / 1e6
 
     def close(self) -> None:
         """Close the connections that are not in use."""
-        self._connections.close()
+        self.connections.close()
