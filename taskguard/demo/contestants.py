@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, ClassVar, Protocol
 
 from taskguard.deadletters import DeadLetters
+from taskguard.demo.apps import find_here
 from taskguard.demo.ledger import Ends
 from taskguard.demo.orders import Order
 from taskguard.ports import MessageStore, PermitStore
@@ -51,6 +52,7 @@ class Guarded:
     target = "workers.app"
 
     def __init__(self, store: MessageStore, permits: PermitStore) -> None:
+        find_here()
         from workers.payments import bank, charge
 
         self.charge: Any = charge
@@ -98,6 +100,7 @@ class Stock:
     }
 
     def __init__(self) -> None:
+        find_here()
         from workers.stock import charge
 
         self.charge: Any = charge

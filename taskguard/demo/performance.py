@@ -14,6 +14,7 @@ import click
 from rich.console import Console
 
 from taskguard.clock import wall_clock
+from taskguard.demo.apps import search_path
 from taskguard.demo.contestants import LEASE, RETENTION, Contestant, Guarded, Stock
 from taskguard.demo.crew import worker_command
 from taskguard.demo.ledger import Reckoning
@@ -153,5 +154,6 @@ def become_worker(facts: Mapping[str, Any], directory: Path) -> NoReturn:
     administer(facts["bank"], frozen=[])
     command = worker_command("workers.app", facts["queue"], f"worker-3@{facts['queue']}", "-l", "INFO")
     sys.stdout.flush()
-    os.chdir(directory)  # as for all processes of the demo, see `Playground.spawn`
+    os.environ["PYTHONPATH"] = search_path()
+    os.chdir(directory)  # both as for all processes of the demo, see `Playground.spawn`
     os.execv(sys.executable, command)

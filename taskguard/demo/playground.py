@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from taskguard.demo.apps import search_path
+
 FOLDER = ".taskguard-demo"
 
 
@@ -56,7 +58,8 @@ class Playground:
     ) -> subprocess.Popen[bytes]:
         """Start a process in a group of its own, its output in ``<name>.log``. *mark* is a part of its command line.
 
-        It works in the playground: the directory of whoever tries the demo may have a package of the same name.
+        It works in the playground, and finds the demo's `workers` first: the directory of whoever tries the demo may
+        have a package of the same name.
         """
         with (self.path / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
@@ -65,7 +68,7 @@ class Playground:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **(environ or {})},
+                env={**os.environ, "PYTHONPATH": search_path(), **(environ or {})},
                 start_new_session=True,
             )
         self._children[name] = child

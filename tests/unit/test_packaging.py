@@ -21,18 +21,26 @@ OURS = ("worker-1", "worker-2", "relay")
 
 
 def test_the_wheel_holds_every_module_script_and_type_marker(tmp_path: Path) -> None:
-    """Lua scripts and ``py.typed`` are package data: what is in the tree is in the wheel."""
+    """Lua scripts and ``py.typed`` are package data: what is in the tree is in the wheel. The demo's tasks are inside
+    taskguard there: a package `workers` beside it could be in the way of the user's own."""
     (wheel,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     packed = set(zipfile.ZipFile(wheel).namelist())
+    homes = {
+        "taskguard": "taskguard",
+        "pytest_taskguard": "pytest_taskguard",
+        "workers": "taskguard/demo/programs/workers",
+    }
     tree = {
-        path.relative_to(ROOT).as_posix()
-        for package in ("taskguard", "workers", "pytest_taskguard")
+        f"{home}/{path.relative_to(ROOT / package).as_posix()}"
+        for package, home in homes.items()
         for path in (ROOT / package).rglob("*")
         if path.suffix in {".py", ".lua"} or path.name == "py.typed"
     }
     assert "taskguard/py.typed" in tree
     assert any(name.endswith(".lua") for name in tree)
     assert tree <= packed
+    installed = {name.partition("/")[0] for name in packed}
+    assert {name for name in installed if not name.endswith(".dist-info")} == {"taskguard", "pytest_taskguard"}
 
 
 def test_only_celery_is_installed_without_an_extra() -> None:
