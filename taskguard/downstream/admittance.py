@@ -96,7 +96,7 @@ class Started(Generic[T]):
         try:
             effect = next(steps)
             while type(effect) is Do:
-                effect = steps.send(effect.work())
+                effect = _driven(steps, effect)
             self._effect = effect
         except StopIteration as stop:
             self._value: T = stop.value
@@ -131,14 +131,18 @@ def by_thread(steps: Steps[T], effect: Effect | None = None) -> T:
         if effect is None:
             effect = next(steps)
         while True:
-            try:
-                found = _now(effect)
-            except BaseException as exc:  # noqa: BLE001 (it belongs to the steps)
-                effect = steps.throw(exc)
-            else:
-                effect = steps.send(found)
+            effect = _driven(steps, effect)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
+
+
+def _driven(steps: Steps[T], effect: Effect) -> Effect:
+    """What *steps* come to after *effect*. Raises StopIteration at their end."""
+    try:
+        found = _now(effect)
+    except BaseException as exc:  # noqa: BLE001 (it belongs to the steps)
+        return steps.throw(exc)
+    return steps.send(found)
 
 
 def _now(effect: Effect) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 
 from taskguard.downstream.admittance import Call, booked_for, booking
+from taskguard.downstream.desk import Desk
 from taskguard.downstream.limitkeys import counter, key_of
 from taskguard.limits.adaptive import Tuner
-from taskguard.permits import Ask, CircuitAsk, RateAsk, SlotAsk
+from taskguard.permits import Ask, CircuitAsk, RateAsk, Refusal, SlotAsk
 from taskguard.policies.adaptive import Adaptive
 from taskguard.policies.calls import Limit
 
@@ -79,3 +81,16 @@ def again(ask: Ask, *, book: bool, booked: bool | None = None) -> Ask:
         book=book,
         booked=ask.booked if booked is None else booked,
     )
+
+
+def known(desk: Desk, ask: Ask) -> Refusal | None:
+    """A refusal that need not be asked for."""
+    for rate in ask.rates:
+        if rate.cost > rate.policy.most and not rate.adaptive:
+            return Refusal("rate", rate.name, None)
+    if ask.book or ask.booked:
+        return None
+    denied = desk.denied(ask)
+    if denied is None:
+        return None
+    return Refusal("rate", denied[0], None if denied[1] == inf else denied[1])

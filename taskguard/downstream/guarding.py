@@ -31,15 +31,14 @@ from taskguard.downstream.admittance import (
     pause_before_next_try,
     undo_permit,
 )
-from taskguard.downstream.asking import Asker, again
+from taskguard.downstream.asking import Asker, again, known
 from taskguard.downstream.circuit import Circuit
 from taskguard.downstream.desk import Desk
+from taskguard.downstream.leasing import Leases
 from taskguard.downstream.refusals import Refuser, Tallies
 from taskguard.downstream.settling import Settler
 from taskguard.downstream.slots import LocalSlots
-from taskguard.errors import (
-    StoreError,
-)
+from taskguard.errors import StoreError
 from taskguard.events import Event
 from taskguard.limits.adaptive import Tuner
 from taskguard.permits import Answer, Ask, CircuitAsk, Permit, ProbeOutcome, Refusal, Slot, SlotAsk
@@ -70,6 +69,7 @@ class Guard:
         max_wait: float,
         shadow: bool,
         desk: Callable[[], Desk],
+        leased: bool = False,
     ) -> None:
         self.name, self.limits, self.concurrency = name, limits, concurrency
         self.on_store_down, self.shadow = on_store_down, shadow
@@ -78,6 +78,7 @@ class Guard:
         self.slots = None if concurrency is None or not concurrency.local else LocalSlots(concurrency.limit)
         self.lease = 0.0 if concurrency is None else seconds(concurrency.lease)
         self._fleet_slots = concurrency if self.slots is None else None
+        self._leases = Leases() if leased else None
         self._asks_store = bool(limits) or self._fleet_slots is not None
         self._rate_wait = max_wait
         self._slot_wait = max_wait if concurrency is None else max(max_wait, seconds(concurrency.max_wait))
@@ -128,7 +129,7 @@ class Guard:
 
     def _straight(self, cost: float) -> Pass | None:
         """One question and its answer, of a call that neither waits nor books: all that most calls need."""
-        if not self._never_waits or booking.get() or self.name in booked_for.get():
+        if self._leases is not None or not self._never_waits or booking.get() or self.name in booked_for.get():
             return None
         rates = self._asker.alike(cost)
         desk = self.desk()
@@ -256,6 +257,11 @@ class Guard:
     def _ask(self, call: Call, ask: Ask, passed: Pass) -> Steps[None]:
         """Ask until there is a permit, a refusal that holds, or no time to wait any longer."""
         desk = self.desk()
+        if self._leases is not None and ask.rates:
+            yield from self._spend(self._leases, ask, desk)
+            ask = Ask(slot=ask.slot, circuit=ask.circuit, book=ask.book, booked=ask.booked)
+            if ask.slot is None and ask.circuit is None:
+                return
         slot = None if ask.slot is None else Slot(ask.slot.name, ask.slot.holder)
         began = desk.clock()
         rate_until = began + patience(self._rate_wait)
@@ -266,7 +272,7 @@ class Guard:
             booked_for.set(booked_for.get() - {self.name})
         while True:
             asked_at = desk.clock()
-            answer = self._known(desk, ask)
+            answer = known(desk, ask)
             if answer is None:
                 try:
                     undo = undo_permit(desk.store.release, slot, desk.unbook, partial(self._no_probe, desk, ask))
@@ -290,6 +296,17 @@ class Guard:
             yield Rest(wait)
             # Booking again: who misses its slot is told the next one in the same answer.
             ask = again(ask, book=ask.book, booked=ask.booked or answer.slot_in is not None)
+
+    def _spend(self, leases: Leases, ask: Ask, desk: Desk) -> Steps[None]:
+        """Take the rates' permits from this process's leases. What is refused is not booked: a lease knows no line."""
+        self.tallies.asked.add()
+        try:
+            refusal = yield from leases.spend(ask.rates, desk, until=desk.clock() + patience(self._rate_wait))
+        except StoreError as exc:
+            self._store_is_down(desk, exc)
+            return
+        if refusal is not None:
+            yield from self._refused(refusal, ask, desk)
 
     def _take(self, answer: Answer, ask: Ask, passed: Pass, desk: Desk, asked_at: float) -> bool:
         """Learn from the answer, and take what it permits. False where it refuses."""
@@ -319,18 +336,6 @@ class Guard:
         if self.circuit is not None and ask.circuit is not None and permit.circuit is not None:
             probe = ProbeOutcome(ask.circuit.holder, "ignored")
             desk.soon(partial(self.circuit.tell, probe=probe, generation=permit.circuit.generation))
-
-    def _known(self, desk: Desk, ask: Ask) -> Refusal | None:
-        """A refusal that need not be asked for."""
-        for rate in ask.rates:
-            if rate.cost > rate.policy.most and not rate.adaptive:
-                return Refusal("rate", rate.name, None)
-        if ask.book or ask.booked:
-            return None
-        denied = desk.denied(ask)
-        if denied is None:
-            return None
-        return Refusal("rate", denied[0], None if denied[1] == math.inf else denied[1])
 
     def _wait(self, refusal: Refusal, now: float, *, rate_until: float, slot_until: float) -> float | None:
         """Seconds to wait before the next question; None: no more questions."""

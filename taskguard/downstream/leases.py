@@ -113,6 +113,10 @@ class Leased:
         """Drop what is held. A forked child does: its parent spends the same permits."""
         self._held.clear()
 
+    def spend(self) -> bool:
+        """Spend one permit that is held already, without a word to the store."""
+        return self._held_until(self._clock())
+
     def acquire(self, cost: float = 1.0) -> float:
         """Spend *cost* permits: 0.0 when admitted, else the seconds until it is worth trying again (inf: never).
 

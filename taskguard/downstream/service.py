@@ -22,6 +22,7 @@ from taskguard.downstream.circuit import Circuit
 from taskguard.downstream.desk import Desk, bind, desk_of, use
 from taskguard.downstream.fallbacks import FallbackChain
 from taskguard.downstream.guarding import Guard, OnStoreDown
+from taskguard.downstream.leasing import leasable
 from taskguard.downstream.stats import DownstreamStats, explain, stats
 from taskguard.downstream.tries import Tries
 from taskguard.errors import ConfigurationError
@@ -49,6 +50,9 @@ class Downstream:
     store: URL or PermitStore; None: the application's (see `use`), else this process's memory, with a warning.
     on_store_down: what becomes of calls while the store does not answer: "allow" or "refuse".
     cost: permits a call takes of each rate, or a function of its arguments.
+    leased: take the rates' permits from the store in batches and spend them in the process, for very high rates. Never
+        more than ``burst + rate * w`` in any window of w seconds; a process that dies takes its batch along, and a
+        refused task has no slot of its own. Token buckets without a key only, and all callers must lease.
     max_wait: seconds a call waits for a rate or a place before it is refused; never past its budget.
     shadow: decide and tell, refuse nothing.
     """
@@ -68,12 +72,15 @@ class Downstream:
         cost: Cost = 1.0,
         max_wait: Duration = 0.0,
         shadow: bool = False,
+        leased: bool = False,
     ) -> None:
         if not isinstance(name, str) or not name or not name.isprintable() or name != name.strip():
             raise ConfigurationError(f"Downstream: {name!r} is no name; give a word, such as 'bank'")
         one_of(f"{name}: on_store_down", on_store_down, ("allow", "refuse"))
         self.name = name
         self.limits: tuple[Limit, ...] = limits(rate, name)
+        if leased:
+            leasable(name, self.limits)
         self.concurrency = _concurrency(name, concurrency)
         self.circuit_policy = _of(name, "circuit", circuit, CircuitBreaker)
         self.timeout = _timeout(name, timeout)
@@ -92,6 +99,7 @@ class Downstream:
             max_wait=seconds(max_wait, what=f"{name}: max_wait"),
             shadow=shadow,
             desk=self._open,
+            leased=leased,
         )
         tallies = self.guard.tallies
         self.tries = Tries(
