@@ -5,6 +5,7 @@ RUN useradd --create-home --uid 1000 taskguard
 WORKDIR /srv/taskguard
 
 COPY pyproject.toml README.md ./
+COPY scripts scripts
 COPY taskguard taskguard
 COPY workers workers
 RUN pip install '.[redis,sql,cli]'
