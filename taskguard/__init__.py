@@ -8,6 +8,7 @@ from taskguard.celery.task import ReliableTask
 from taskguard.downstream.caching import cached
 from taskguard.downstream.endpoints import Endpoints
 from taskguard.downstream.gathering import agather, gather
+from taskguard.downstream.local import LocalRate
 from taskguard.downstream.pools import AsyncBulkhead, ThreadPoolBulkhead
 from taskguard.downstream.service import Downstream
 from taskguard.edge import ASGIRateLimit, WSGIRateLimit, open_limiter, rate_limit
@@ -85,6 +86,7 @@ __all__ = [
     "KeyReused",
     "LeakyBucket",
     "Limit",
+    "LocalRate",
     "PoisonedTask",
     "QueueForLater",
     "RateLimitedError",

