@@ -1,4 +1,4 @@
-"""A RabbitMQ channel in confirm mode that sends many messages in one write and waits for all their confirms.
+"""A RabbitMQ channel in confirm mode that sends many messages in few writes and waits for all their confirms.
 
 py-amqp writes a message at a time and waits for each. The frames are the protocol's (AMQP 0-9-1, 4.2), the encoding of
 properties is py-amqp's own.
@@ -88,35 +88,46 @@ class ConfirmingChannel:
         self._methods[target] = method
         return method
 
-    def send(self, frames: Mapping[int, bytes]) -> list[int]:
-        """Send these messages and wait for their confirms. Returns the numbers of those that were not confirmed,
-        because the broker refused one of them, and may be sent again.
+    def begin(self) -> None:
+        """What is written from now on is confirmed by the next `wait`."""
+        self._refused.clear()
+        self._awaited = {}
+
+    def write(self, frames: Mapping[int, bytes]) -> None:
+        """Send these messages; the broker takes them while the next ones are made.
 
         Raises the driver's error where the connection breaks: how many were taken is then unknown; and
-        ConnectionResetError where the channel is not the one of these frames any more: none was sent.
+        ConnectionResetError where the channel is not the one of these frames any more: none of them was sent.
         """
-        self._refused.clear()
-        self._awaited = dict(enumerate(frames, start=1))  # whatever is raised from here on, none of them is confirmed
+        # Whatever is raised from here on, none of them is confirmed.
+        self._awaited |= {self._sent + place: number for place, number in enumerate(frames, start=1)}
         if not frames:
-            return []
+            return
         channel = self._opened()
-        self._awaited = {self._sent + place: number for place, number in enumerate(frames, start=1)}
         self._sent += len(frames)
         connection = channel.connection  # a channel that the broker's shutdown has closed knows it no more
         if connection is None:
             raise ConnectionResetError("the channel lost its connection while its frames were made")
-        try:
-            with connection.transport.having_timeout(self._timeout):
-                connection.transport.write(b"".join(frames.values()))
-            while self._awaited:
-                connection.drain_events(timeout=self._timeout)
-        except connection.channel_errors:
-            self._channel = None  # the broker has closed it
+        with connection.transport.having_timeout(self._timeout):
+            connection.transport.write(b"".join(frames.values()))
+
+    def wait(self) -> list[int]:
+        """Wait for the confirms of all that was written. Returns the numbers of those that were not confirmed, because
+        the broker refused one of them, and may be sent again. Raises as `write` does."""
+        if self._awaited:
+            connection = self._opened().connection
+            if connection is None:
+                raise ConnectionResetError("the channel lost its connection before its messages were confirmed")
+            try:
+                while self._awaited:
+                    connection.drain_events(timeout=self._timeout)
+            except connection.channel_errors:
+                self._channel = None  # the broker has closed it
         return sorted(self.unconfirmed)
 
     @property
     def unconfirmed(self) -> set[int]:
-        """The numbers that the last `send` got no confirm for, or a refusal."""
+        """The numbers written since `begin` that got no confirm, or a refusal."""
         return {*self._refused, *self._awaited.values()}
 
     def _acked(self, tag: int, multiple: bool) -> None:

@@ -24,6 +24,9 @@ from taskguard.headers import AHEAD, PREPARE
 
 _UNSENT = Held()
 
+WRITTEN_AT_ONCE = 50
+"""Messages of one write to RabbitMQ, which takes them while the next ones are made."""
+
 Outcomes = list[Exception | None]
 PublishOne = Callable[[Envelope], None]
 Declare = Callable[[str], None]
@@ -136,31 +139,39 @@ class RabbitMQ:
 
     def _send(self, rows: Sequence[Outgoing], round: Sequence[int], outcomes: Outcomes) -> None:
         self._channel.open()
+        self._channel.begin()
         frames: dict[int, bytes] = {}
         envelopes: dict[int, Envelope] = {}
-        for number in round:
-            held = _held_after(rows, outcomes, number)
-            if held is not None:
-                outcomes[number] = held
-                continue
-            try:
-                envelope = envelopes[number] = Envelope.from_wire(rows[number].wire)
-                if PREPARE in envelope.properties:
-                    outcomes[number] = _tried(self._publish, envelope)
-                    continue
-                if not envelope.exchange:
-                    self._declare(envelope.queue)
-                properties = {name: value for name, value in envelope.properties.items() if name != AHEAD}
-                frames[number] = self._channel.frames(envelope, {"delivery_mode": 2, **properties})
-            except self._channel.connection_errors:
-                raise
-            except Exception as exc:  # noqa: BLE001 (serialisers raise what they like)
-                outcomes[number] = exc
+        written: set[int] = set()
         left: Iterable[int] = ()
         try:
-            left = self._channel.send(frames)
+            for number in round:
+                held = _held_after(rows, outcomes, number)
+                if held is not None:
+                    outcomes[number] = held
+                    continue
+                try:
+                    envelope = envelopes[number] = Envelope.from_wire(rows[number].wire)
+                    if PREPARE in envelope.properties:
+                        outcomes[number] = _tried(self._publish, envelope)
+                        continue
+                    if not envelope.exchange:
+                        self._declare(envelope.queue)
+                    properties = {name: value for name, value in envelope.properties.items() if name != AHEAD}
+                    frames[number] = self._channel.frames(envelope, {"delivery_mode": 2, **properties})
+                except self._channel.connection_errors:
+                    raise
+                except Exception as exc:  # noqa: BLE001 (serialisers raise what they like)
+                    outcomes[number] = exc
+                if len(frames) >= WRITTEN_AT_ONCE:
+                    written |= frames.keys()
+                    self._channel.write(frames)
+                    frames = {}
+            written |= frames.keys()
+            self._channel.write(frames)
+            left = self._channel.wait()
         finally:
-            for number in frames.keys() - self._channel.unconfirmed:
+            for number in written - self._channel.unconfirmed:
                 outcomes[number] = None
         for number in left:  # one of them was refused: each tells alone whether it is the one
             outcomes[number] = _tried(self._publish, envelopes[number])

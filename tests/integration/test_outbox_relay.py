@@ -53,7 +53,9 @@ STEPS = {
     "RabbitMQ.dispatch": Step(("rabbitmq",), twice=("after",)),
     "ConfirmingChannel.open": Step(("rabbitmq",), twice=("before", "after")),
     "ConfirmingChannel.frames": Step(("rabbitmq",)),
-    "ConfirmingChannel.send": Step(("rabbitmq",), twice=("before", "after")),
+    "ConfirmingChannel.begin": Step(("rabbitmq",), twice=("before", "after")),
+    "ConfirmingChannel.write": Step(("rabbitmq",), twice=("before", "after")),
+    "ConfirmingChannel.wait": Step(("rabbitmq",), twice=("before", "after")),
 }
 SPARED = {
     "Relay.hand_over": "hand_over_batch, by its number",

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from taskguard.celery.confirming import ConfirmingChannel
-from taskguard.celery.dispatching import RabbitMQ
+from taskguard.celery.dispatching import WRITTEN_AT_ONCE, RabbitMQ
 from taskguard.envelope import Envelope
 from taskguard.handover import Held, Outgoing
 
@@ -106,11 +106,14 @@ def test_a_channel_closed_before_frames_are_sent_confirms_none_of_them(away: boo
     connection = Connection()
     channel = ConfirmingChannel(connection, timeout=1)
     channel.open()
-    assert channel.send({7: b"x"}) == []
+    channel.begin()
+    channel.write({7: b"x"})
+    assert channel.wait() == []
+    channel.begin()
     connection.shut()
     connection.away = away
     with pytest.raises(OSError, match="was closed while its frames were made"):
-        channel.send({0: b"x", 1: b"y"})
+        channel.write({0: b"x", 1: b"y"})
     assert channel.unconfirmed == {0, 1}
     assert connection.written == [b"x"]
 
@@ -141,3 +144,24 @@ def test_a_channel_that_the_broker_closes_leaves_what_it_had_not_confirmed() -> 
     way = RabbitMQ(connection, lambda name: None, lambda envelope: alone.append(envelope.task_id), timeout=1)
     assert way.dispatch(rows(2)) == [None] * 2
     assert alone == ["0", "1"]
+
+
+def test_a_batch_goes_out_in_parts_while_it_is_made() -> None:
+    """And is confirmed as a whole; where the connection breaks between two parts, none of it is."""
+    connection = Connection()
+    many = rows(2 * WRITTEN_AT_ONCE + 1)
+    way = RabbitMQ(connection, lambda name: None, lambda envelope: None, timeout=1)
+    assert way.dispatch(many) == [None] * len(many)
+    assert len(connection.written) == 3
+
+    asked: list[str] = []
+
+    def declare(name: str) -> None:
+        asked.append(name)
+        if len(asked) == WRITTEN_AT_ONCE + 2:
+            connection.shut()
+
+    connection.written.clear()
+    outcomes = RabbitMQ(connection, declare, lambda envelope: None, timeout=1).dispatch(many)
+    assert [type(outcome) for outcome in outcomes] == [Held] * len(many)
+    assert len(connection.written) == 1
