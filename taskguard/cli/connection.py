@@ -61,27 +61,38 @@ def with_new_store(command: Command) -> Command:
     return with_store(command, creates=True)
 
 
-def with_permits(command: Command) -> Command:
-    """Add the connection options, and hand the command open ``permits`` that answer."""
+def with_permits(command: Command, *, creates: bool = False) -> Command:
+    """Add the connection options, and hand the command open ``permits`` that answer. *creates*: as `with_store`."""
 
     @wraps(command)
     def opened(*args: Any, **kwargs: Any) -> Any:
-        ctx = click.get_current_context()
-        return command(*args, permits=_open_permits(ctx), **kwargs)
+        permits = _open_beside(click.get_current_context(), open_permits, creates)
+        permits.now()
+        return command(*args, permits=permits, **kwargs)
 
     return connection_options(opened)
 
 
-def with_rules(command: Command) -> Command:
-    """Add the connection options, and hand the command open ``rules`` that answer."""
+def with_new_permits(command: Command) -> Command:
+    """As `with_permits`; a database gets the tables that it lacks."""
+    return with_permits(command, creates=True)
+
+
+def with_rules(command: Command, *, creates: bool = False) -> Command:
+    """Add the connection options, and hand the command open ``rules`` that answer. *creates*: as `with_store`."""
 
     @wraps(command)
     def opened(*args: Any, **kwargs: Any) -> Any:
-        store = _open_beside(click.get_current_context(), open_rules)
+        store = _open_beside(click.get_current_context(), open_rules, creates)
         store.version()
         return command(*args, rules=store, **kwargs)
 
     return connection_options(opened)
+
+
+def with_new_rules(command: Command) -> Command:
+    """As `with_rules`; a database gets the tables that it lacks."""
+    return with_rules(command, creates=True)
 
 
 def with_demand(command: Command) -> Command:
@@ -89,7 +100,7 @@ def with_demand(command: Command) -> Command:
 
     @wraps(command)
     def opened(*args: Any, **kwargs: Any) -> Any:
-        store = _open_beside(click.get_current_context(), open_demand)
+        store = _open_beside(click.get_current_context(), open_demand, False)
         store.now()
         return command(*args, demand=store, **kwargs)
 
@@ -140,20 +151,14 @@ def looked_in() -> str:
     return str(click.get_current_context().meta[_META + "looked_in"])
 
 
-def _open_permits(ctx: click.Context) -> PermitStore:
-    permits = _open_beside(ctx, open_permits)
-    permits.now()
-    return permits
-
-
-def _open_beside(ctx: click.Context, open: Callable[..., Beside]) -> Beside:
+def _open_beside(ctx: click.Context, open: Callable[..., Beside], creates: bool) -> Beside:
     """What is kept where the permits are, opened by *open*."""
     settings, _ = _settings(ctx)
     # A store named here is meant; what the application says of its permits belongs to its own.
     url = settings.store if "store" in named_settings(ctx) else settings.permits or settings.store
     assert url is not None
     timeout = max(settings.store_timeout, settings.permits_timeout)  # an operator can wait
-    store = open(url, namespace=settings.namespace, timeout=timeout)
+    store = open(url, namespace=settings.namespace, timeout=timeout, creates=creates)
     ctx.call_on_close(store.close)
     return store
 

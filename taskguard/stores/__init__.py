@@ -29,30 +29,31 @@ def open_store(
     creates: whether a database gets the tables that it lacks; if not, what needs them raises StoreError.
     Raises ConfigurationError for an unknown scheme or an extra that is not installed.
     """
-    more = {} if creates or room_of(url) != "SQL" else {"creates": False}
-    store: MessageStore = _opened(url, "messages", "Store", namespace, timeout, clock, **more)
+    store: MessageStore = _opened(url, "messages", "Store", namespace, timeout, clock, creates)
     return store
 
 
 def open_permits(
-    url: str, *, namespace: str = "default", timeout: float = 0.1, clock: Clock | None = None
+    url: str, *, namespace: str = "default", timeout: float = 0.1, clock: Clock | None = None, creates: bool = True
 ) -> PermitStore:
     """The permits beside the message store behind *url*; as `open_store`, and every call ends within *timeout*."""
-    store: PermitStore = _opened(url, "permits", "Permits", namespace, timeout, clock)
+    store: PermitStore = _opened(url, "permits", "Permits", namespace, timeout, clock, creates)
     return store
 
 
-def open_rules(url: str, *, namespace: str = "default", timeout: float = 5.0, clock: Clock | None = None) -> RuleStore:
+def open_rules(
+    url: str, *, namespace: str = "default", timeout: float = 5.0, clock: Clock | None = None, creates: bool = True
+) -> RuleStore:
     """The rules beside the message store behind *url*; as `open_store`."""
-    store: RuleStore = _opened(url, "rules", "Rules", namespace, timeout, clock)
+    store: RuleStore = _opened(url, "rules", "Rules", namespace, timeout, clock, creates)
     return store
 
 
 def open_demand(
-    url: str, *, namespace: str = "default", timeout: float = 5.0, clock: Clock | None = None
+    url: str, *, namespace: str = "default", timeout: float = 5.0, clock: Clock | None = None, creates: bool = True
 ) -> DemandStore:
     """The demand beside the message store behind *url*; as `open_store`."""
-    store: DemandStore = _opened(url, "demand", "Demand", namespace, timeout, clock)
+    store: DemandStore = _opened(url, "demand", "Demand", namespace, timeout, clock, creates)
     return store
 
 
@@ -64,7 +65,9 @@ def room_of(url: str) -> str:
     return room
 
 
-def _opened(url: str, module: str, kind: str, namespace: str, timeout: float, clock: Clock | None, **more: Any) -> Any:
+def _opened(
+    url: str, module: str, kind: str, namespace: str, timeout: float, clock: Clock | None, creates: bool
+) -> Any:
     """What is of this kind in the room that the scheme names: all rooms have the same file and class names."""
     scheme, room = urlsplit(url).scheme, room_of(url)
     try:
@@ -77,6 +80,7 @@ def _opened(url: str, module: str, kind: str, namespace: str, timeout: float, cl
         ) from exc
     if room == "Memory":
         return found.shared(namespace, clock=clock)
+    more = {} if room != "SQL" else {"creates": creates}
     return found.from_url(url, namespace=namespace, timeout=timeout, clock=clock, **more)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from celery import _state
 
+from taskguard.stores.sql import administration
 from tests.clocks import ManualClock
 from tests.unit.gatehouse import House
 from tests.unit.terminal import Run, type_in
@@ -42,6 +43,8 @@ def store_url(request: pytest.FixtureRequest) -> str:
     if request.param == "memory":
         return "memory://"
     url: str = request.getfixturevalue(f"{request.param}_url")
+    if request.param == "sqlite":
+        administration.create(url)  # a worker has used it
     return url
 
 

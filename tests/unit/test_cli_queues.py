@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 from taskguard.cli import cli
 from taskguard.ports import PermitStore
 from taskguard.stores import open_permits
+from taskguard.stores.sql import administration
 
 Run = Callable[..., Result]
 
@@ -18,6 +19,8 @@ Run = Callable[..., Result]
 @pytest.fixture
 def run(sqlite_url: str, namespace: str) -> Run:
     """Type a ``taskguard queues`` command that must end with *status*."""
+
+    administration.create(sqlite_url)  # a worker has used it
 
     def typed(*words: str, status: int = 0) -> Result:
         where = ("--store", sqlite_url, "--namespace", namespace)

@@ -77,7 +77,14 @@ def test_an_export_never_overwrites(tmp_path: Path) -> None:
     assert kept.read_text() == "the only copy"
 
 
-@pytest.mark.parametrize("command", ["status", "dlq list", "outbox status"])
+LOOKING = (
+    "status", "dlq list", "outbox status", "limits list", "limits explain --client a", "limits report",
+    "limits history", "limits export", "circuits list", "circuits show bank", "queues list", "queues resume mail",
+)  # fmt: skip
+"""Commands that change nothing, or nothing where there is nothing."""
+
+
+@pytest.mark.parametrize("command", LOOKING)
 def test_whoever_looks_into_a_database_that_nobody_has_used_leaves_nothing_there(tmp_path: Path, command: str) -> None:
     """A mistyped URL looked like a store in which all is well, and left a file or tables behind."""
     mistyped, empty = tmp_path / "mistyped.db", tmp_path / "empty.db"

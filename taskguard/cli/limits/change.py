@@ -8,7 +8,7 @@ from typing import Any, get_args
 import click
 
 from taskguard.cli.complaints import Complaint
-from taskguard.cli.connection import with_rules
+from taskguard.cli.connection import with_new_rules, with_rules
 from taskguard.cli.limits.words import match_options, matched_by, tiers_option
 from taskguard.cli.output import confirm, json_option, print_json, yes_option
 from taskguard.cli.text import one_line, plural
@@ -33,7 +33,7 @@ from taskguard.rules import FIELDS, OverLimit, Rule, RuleSet
 @click.option("--note", metavar="TEXT", help="Kept with the rule.")
 @tiers_option
 @why_option
-@with_rules
+@with_new_rules
 @json_option
 def set_rule(
     rules: RuleStore,

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from taskguard.cli.complaints import Complaint
-from taskguard.cli.connection import with_rules
+from taskguard.cli.connection import with_new_rules, with_rules
 from taskguard.cli.limits.words import tiers_option
 from taskguard.cli.output import confirm, json_option, print_json, yes_option
 from taskguard.cli.text import one_line, plural
@@ -51,7 +51,7 @@ def export_rules(rules: RuleStore, path: str) -> None:
 @click.option("--dry-run", is_flag=True, help="Check the file and say what would change.")
 @tiers_option
 @why_option
-@with_rules
+@with_new_rules
 @yes_option
 @json_option
 def import_rules(

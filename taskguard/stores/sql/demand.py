@@ -34,9 +34,11 @@ class SQLDemand:
         self._swept_at = 0.0
 
     @classmethod
-    def from_url(cls, url: str, *, namespace: str, timeout: float = 5.0, clock: Clock | None = None) -> Self:
+    def from_url(
+        cls, url: str, *, namespace: str, timeout: float = 5.0, clock: Clock | None = None, creates: bool = True
+    ) -> Self:
         """The demand in the database at *url*. Raises ConfigurationError for a URL that cannot be one."""
-        return cls(Database(dialect_of(url), timeout=timeout, clock=clock), namespace=namespace)
+        return cls(Database(dialect_of(url), timeout=timeout, clock=clock, creates=creates), namespace=namespace)
 
     def add(self, asked: Sequence[Asked]) -> list[Counted]:
         if not asked:

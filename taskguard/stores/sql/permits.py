@@ -80,7 +80,13 @@ class SQLPermits(CellStore):
 
     @classmethod
     def from_url(
-        cls, url: str, *, namespace: str = "default", timeout: float = 0.1, clock: Clock | None = None
+        cls,
+        url: str,
+        *,
+        namespace: str = "default",
+        timeout: float = 0.1,
+        clock: Clock | None = None,
+        creates: bool = True,
     ) -> Self:
         """The permits in the database at *url*. Nothing is connected yet.
 
@@ -91,7 +97,7 @@ class SQLPermits(CellStore):
             given = dialect.url.query.get("options", "")
             options = f"{given if isinstance(given, str) else ' '.join(given)} -c synchronous_commit=off".strip()
             dialect = PostgreSQL(dialect.url.update_query_dict({"options": options}))
-        return cls(Database(dialect, timeout=timeout, clock=clock), namespace=namespace)
+        return cls(Database(dialect, timeout=timeout, clock=clock, creates=creates), namespace=namespace)
 
     def _run(self, cells: Sequence[Cell], work: Work[T]) -> T:
         if not cells:

@@ -32,9 +32,11 @@ class SQLRules(RevisedRules):
         self._namespace = namespace
 
     @classmethod
-    def from_url(cls, url: str, *, namespace: str, timeout: float = 5.0, clock: Clock | None = None) -> Self:
+    def from_url(
+        cls, url: str, *, namespace: str, timeout: float = 5.0, clock: Clock | None = None, creates: bool = True
+    ) -> Self:
         """The rules in the database at *url*. Raises ConfigurationError for a URL that cannot be one."""
-        return cls(Database(dialect_of(url), timeout=timeout, clock=clock), namespace=namespace)
+        return cls(Database(dialect_of(url), timeout=timeout, clock=clock, creates=creates), namespace=namespace)
 
     def rules(self, known: int = 0) -> RuleSet | None:
         def read(connection: Connection) -> RuleSet | None:
