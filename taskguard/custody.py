@@ -89,7 +89,8 @@ class Resting:
 
 @dataclass(frozen=True, slots=True)
 class Entered:
-    """A claim that asked for permits too. ``answer`` is None where custody was not given, or given before.
+    """A claim that asked for permits too. ``answer`` is None where custody was not given, or given before, or where the
+    permits failed: they are asked for by themselves then.
 
     ``due_at``: the message rests until then, the run is over. None: it does not.
     """

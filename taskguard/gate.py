@@ -114,11 +114,11 @@ class Gate:
         terms: Terms,
         *,
         holder: str,
-        with_more: Callable[[Callable[[], Claim]], Claim] | None = None,
+        through: Callable[[Callable[[], Claim]], Claim] | None = None,
     ) -> Custody | Settlement:
         """Take custody, or say how the delivery is settled instead. Raises StoreUnavailable after ``patience``.
 
-        *with_more* claims as it is told, and has the store do more in the same step.
+        *through*: claims as it is told, and has the store do more in the same step.
         """
         settings = self._settings
         asked = 0
@@ -127,7 +127,7 @@ class Gate:
             nonlocal asked
             asked += 1
             alone = partial(self._claim, envelope, terms, holder)
-            return alone() if with_more is None else with_more(alone)
+            return alone() if through is None else through(alone)
 
         answer = self._patiently(claim)
         if isinstance(answer, Claimed) and answer.repeated and asked == 1:

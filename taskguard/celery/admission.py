@@ -1,7 +1,7 @@
 """What rules and downstreams say before a run, and what becomes of a task that one of them refuses.
 
 Asked after the claim, so that a duplicate spends no permit, and before any code of the task; where custody and permits
-rest on one Redis server, in the same step (`entrance`). A refused task rests until
+rest on one Redis server, in the same step (see `entrance`). A refused task rests until
 its own slot in the line, or, where a circuit is open, until the first probe can go and a place after that; it has spent
 no attempt. Parked tasks come back at the declared rate, slowly at first: all at once they would open the circuit again.
 
@@ -138,7 +138,7 @@ def _enter(
     *, patient: bool, block: PermitBlock | None,
 ) -> None:  # fmt: skip
     left = LATE if patient else 0.0
-    if block is not None and block.is_started:  # its question has used the booking
+    if block is not None:  # its question has used the booking
         downstreams.booked_for.set(downstreams.booked_for.get() - {each.name})
     while True:
         try:

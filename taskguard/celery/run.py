@@ -64,8 +64,8 @@ def deliver(task: ReliableTask, request: Any, args: Any, kwargs: Any) -> Any:
     envelope, holder = handed or (eager_envelope(task, request, args, kwargs), new_holder(request.hostname))
     entrance = entrance_of(task, envelope, args, kwargs, holder=holder) if handed else None
     try:
-        with_more = None if entrance is None else entrance.claim
-        entered = _whole(lambda: gate.enter(envelope, task.terms, holder=holder, with_more=with_more))
+        through = None if entrance is None else entrance.claim
+        entered = _whole(lambda: gate.enter(envelope, task.terms, holder=holder, through=through))
         if isinstance(entered, Custody):
             request.taskguard_custody = entered
             try:
@@ -104,6 +104,8 @@ def _run(
     try:
         started = None if entrance is None else entrance.block
         with transactional.joined(task, custody), admission.admitted(task, custody, args, kwargs, started):
+            if entrance is not None and entrance.rests_until is not None:
+                return gate.deferred(custody, due_at=entrance.rests_until, why="put off in the step that claimed it")
             task.before_body(request.id, request.args, request.kwargs)
             value = task.run(*args, **kwargs)
     except Refused as exc:

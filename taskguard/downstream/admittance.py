@@ -17,7 +17,7 @@ from concurrent.futures import TimeoutError as WaitedTooLong
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from taskguard.downstream import timeouts
 from taskguard.downstream.answers import Answer as HttpAnswer
@@ -25,7 +25,7 @@ from taskguard.downstream.circuit import Verdict
 from taskguard.downstream.desk import Carrier, Desk
 from taskguard.downstream.spans import Span
 from taskguard.downstream.threads import Errand
-from taskguard.errors import Refused, StoreError
+from taskguard.errors import StoreError
 from taskguard.permits import Answer, Ask, Permit, Refusal, Slot
 
 T = TypeVar("T")
@@ -46,25 +46,40 @@ class Do:
     in_process: bool = False
 
 
-class Question(Do):
-    """What a call asks the store. `carried` may take it there before it is its turn."""
+class Question:
+    """What a call asks the store. `carried` may take it there before it is its turn.
+
+    ``undo``: as for `Do`, given the answer.
+    """
 
     def __init__(self, desk: Desk, ask: Ask, undo: Callable[[Any], None]) -> None:
-        super().__init__(self._asked, undo, desk.in_process)
-        self.desk, self.ask = desk, ask
+        self.desk, self.ask, self.undo = desk, ask, undo
         self._answer: Answer | None = None
+        self._doubtful = False
 
-    def _asked(self) -> Answer:
-        return self.desk.admit(self.ask) if self._answer is None else self._answer
+    def work(self) -> Answer:
+        """The answer, asked for unless it is there."""
+        return self._settled(self.desk.admit(self.ask) if self._answer is None else self._answer)
 
     def carried(self, carry: Carrier) -> None:
-        """Have it asked by *carry*."""
-        self._answer = self.desk.admit(self.ask, carry=carry)
+        """Have it asked by *carry*, unless it was. Raises what that raises; then it may be repeated."""
+        if self._answer is None:
+            doubtful, self._doubtful = self._doubtful, True
+            answer = self.desk.admit(self.ask, carry=carry)
+            self._answer, self._doubtful = answer, doubtful
 
     def withdraw(self) -> None:
         """Nobody waits for the answer any more."""
-        if self._answer is not None and self.undo is not None:
+        if self._answer is not None:
             self.undo(self._answer)
+        elif self._doubtful:
+            self.undo(Permit())
+
+    def _settled(self, answer: Answer) -> Answer:
+        if self._doubtful and isinstance(answer, Refusal):  # what a lost answer gave is in its own way
+            self.undo(Permit())
+        self._doubtful = False
+        return answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,47 +97,8 @@ class Await:
     seconds: float
 
 
-Effect = Do | Rest | Await
+Effect = Do | Question | Rest | Await
 Steps = Generator[Effect, Any, T]
-
-
-class Started(Generic[T]):
-    """*steps* that are taken up to their first question, or their first wait."""
-
-    def __init__(self, steps: Steps[T]) -> None:
-        self._steps = steps
-        self._effect: Effect | None = None
-        self._refused: Refused | None = None
-        try:
-            effect = next(steps)
-            while type(effect) is Do:
-                effect = _driven(steps, effect)
-            self._effect = effect
-        except StopIteration as stop:
-            self._value: T = stop.value
-        except Refused as exc:
-            self._refused = exc
-
-    @property
-    def question(self) -> Question | None:
-        """What the steps ask."""
-        return self._effect if isinstance(self._effect, Question) else None
-
-    def finish(self) -> T:
-        """Drive them to their end in this thread."""
-        if self._effect is not None:
-            effect, self._effect = self._effect, None
-            return by_thread(self._steps, effect)
-        if self._refused is not None:
-            raise self._refused
-        return self._value
-
-    def close(self) -> None:
-        """They are not driven any further."""
-        question, self._effect = self.question, None
-        if question is not None:
-            question.withdraw()
-        self._steps.close()
 
 
 def by_thread(steps: Steps[T], effect: Effect | None = None) -> T:
@@ -147,7 +123,7 @@ def _driven(steps: Steps[T], effect: Effect) -> Effect:
 
 def _now(effect: Effect) -> Any:
     match effect:
-        case Do():
+        case Do() | Question():
             return effect.work()
         case Rest():
             time.sleep(effect.seconds)
@@ -179,6 +155,8 @@ async def _soon(effect: Effect) -> Any:
     match effect:
         case Do():
             return effect.work() if effect.in_process else await aside(effect.work, undo=effect.undo)
+        case Question():
+            return effect.work() if effect.desk.in_process else await aside(effect.work, undo=effect.undo)
         case Rest():
             await asyncio.sleep(effect.seconds)
             return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import inf
 
-from taskguard.downstream.admittance import Call, booked_for, booking
+from taskguard.downstream.admittance import Call, booked_for, booking, pause_before_next_try
 from taskguard.downstream.desk import Desk
 from taskguard.downstream.limitkeys import counter, key_of
 from taskguard.limits.adaptive import Tuner
@@ -13,6 +13,8 @@ from taskguard.permits import Ask, CircuitAsk, RateAsk, Refusal, SlotAsk
 from taskguard.policies.adaptive import Adaptive
 from taskguard.policies.calls import Limit
 
+LAST_LOOK = 0.001
+"""Seconds before the end of the wait for a fleet's place from which it is not asked for again."""
 _REMEMBERED = 100
 """Costs for which what is asked is kept: frozen values are dear to make."""
 
@@ -94,3 +96,16 @@ def known(desk: Desk, ask: Ask) -> Refusal | None:
     if denied is None:
         return None
     return Refusal("rate", denied[0], None if denied[1] == inf else denied[1])
+
+
+def wait_for(refusal: Refusal, now: float, *, rate_until: float, slot_until: float) -> float | None:
+    """Seconds to wait before the next question; None: no more questions."""
+    match refusal.by:
+        case "circuit":
+            return None
+        case "slot":
+            left = slot_until - now
+            return min(pause_before_next_try(refusal.retry_after), left) if left > LAST_LOOK else None
+        case "rate":
+            wait = refusal.retry_after if refusal.slot_in is None else refusal.slot_in
+            return None if wait is None or now + wait > rate_until else wait + 1e-4

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from taskguard.clock import wall_clock
 from taskguard.downstream import timeouts
-from taskguard.downstream.admittance import Call, Pass, Question, Started, aside, by_loop, by_thread, covering
+from taskguard.downstream.admittance import Call, Pass, Question, Steps, aside, by_loop, by_thread, covering
 from taskguard.downstream.answers import Answer
 from taskguard.downstream.guarding import Guard
 from taskguard.errors import ConfigurationError
@@ -23,30 +23,33 @@ class PermitBlock:
     or `failed`. With *total*, it runs under a budget of so many seconds, and has failed where it took longer.
     """
 
-    __slots__ = ("_call", "_covers", "_guard", "_passed", "_started", "_timed", "_token", "_total")
+    __slots__ = ("_begun", "_call", "_covers", "_guard", "_passed", "_timed", "_token", "_total")
 
     def __init__(self, guard: Guard, call: Call, *, covers: bool = True, total: float | None = None) -> None:
         self._guard, self._call, self._covers, self._total = guard, call, covers, total
         self._passed: Pass | None = None
-        self._started: Started[Pass] | None = None
+        self._begun: tuple[Steps[Pass], Question] | None = None
         self._token: Token[Any] | None = None
         self._timed: tuple[Token[float | None], float | None] | None = None
 
-    def start(self) -> Question | None:
-        """Take the first step now, and return the question it came to. Entering the block takes the others."""
-        if self._started is None:
-            self._started = Started(self._guard.enter(self._call))
-        return self._started.question
+    def begin(self) -> Question | None:
+        """Take the call to the question that it begins with, and return that; entering the block goes on from there.
 
-    @property
-    def is_started(self) -> bool:
-        """Whether the first step is taken."""
-        return self._started is not None
+        None, and nothing is done, where something of this process comes first. Raises what a limit's key raises.
+        """
+        if self._begun is None and self._guard.asks_first(self._call.cost):
+            steps = self._guard.enter(self._call)
+            question = next(steps)
+            assert isinstance(question, Question)
+            self._begun = steps, question
+        return None if self._begun is None else self._begun[1]
 
     def abandon(self) -> None:
-        """A block that was started is not entered: give back what its question brought."""
-        if self._started is not None:
-            self._started.close()
+        """A block that was begun is not entered: give back what its question brought."""
+        if self._begun is not None:
+            (steps, question), self._begun = self._begun, None
+            question.withdraw()
+            steps.close()
 
     def answered(self, answer: Answer) -> None:
         """The downstream answered so: its status decides what the circuit and the adaptive limits count."""
@@ -108,8 +111,9 @@ class PermitBlock:
     def __enter__(self) -> Self:
         self._begin()
         call = self._call
-        if self._started is not None:
-            self._began(self._started.finish())
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            self._began(by_thread(*begun))
             return self
         passed = self._guard.at_once(call.cost) if call.key is None and not call.also else None
         self._began(by_thread(self._guard.enter(call)) if passed is None else passed)

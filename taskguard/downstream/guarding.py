@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -28,10 +29,9 @@ from taskguard.downstream.admittance import (
     by_thread,
     covering,
     patience,
-    pause_before_next_try,
     undo_permit,
 )
-from taskguard.downstream.asking import Asker, again, known
+from taskguard.downstream.asking import Asker, again, known, wait_for
 from taskguard.downstream.circuit import Circuit
 from taskguard.downstream.desk import Desk
 from taskguard.downstream.leasing import Leases
@@ -47,9 +47,6 @@ from taskguard.policies.calls import Concurrency, Limit
 from taskguard.policies.circuit import CircuitBreaker
 
 OnStoreDown = Literal["allow", "refuse"]
-
-LAST_LOOK = 0.001
-"""Seconds before the end of the wait for a fleet's place from which it is not asked for again."""
 
 _NEVER_TRIPS = CircuitBreaker(failure_rate_threshold=1.0, minimum_calls=1_000_000_000)
 """Of a downstream without a circuit: it can be paused, and nothing else."""
@@ -106,6 +103,18 @@ class Guard:
     def rests_at_once(self) -> bool:
         """Whether a refusal by the store is the last word for whoever books a slot and does not wait."""
         return self._never_waits and not self.shadow
+
+    def asks_first(self, cost: float) -> bool:
+        """Whether a call of this cost begins with a question to the store: no place, lease or refusal of this process
+        comes before it."""
+        circuit = self.circuit
+        if self.slots is not None or self._leases is not None or not self._asks_store or self.name in covering.get():
+            return False
+        if circuit is not None and circuit.asleep:
+            circuit.awaken()
+        if circuit is not None and circuit.refused_for() is not None:
+            return False
+        return all(isinstance(each.policy, Adaptive) or cost <= each.policy.most for each in self.limits)
 
     # -- in ---------------------------------------------------------------------------------------------------------
 
@@ -284,7 +293,7 @@ class Guard:
                 return
             assert isinstance(answer, Refusal)
             now = desk.clock()
-            wait = self._wait(answer, now, rate_until=rate_until, slot_until=slot_until)
+            wait = wait_for(answer, now, rate_until=rate_until, slot_until=slot_until)
             if wait is None:
                 yield from self._refused(answer, ask, desk)
                 return
@@ -305,8 +314,12 @@ class Guard:
         except StoreError as exc:
             self._store_is_down(desk, exc)
             return
-        if refusal is not None:
-            yield from self._refused(refusal, ask, desk)
+        if refusal is None:
+            return
+        if booking.get() and refusal.retry_after is not None:
+            rate = next(rate for rate in ask.rates if rate.name == refusal.name)
+            refusal = replace(refusal, retry_after=leases.turn(rate, refusal.retry_after, desk))
+        yield from self._refused(refusal, Ask(rates=leases.as_lent(ask.rates, desk)), desk)
 
     def _take(self, answer: Answer, ask: Ask, passed: Pass, desk: Desk, asked_at: float) -> bool:
         """Learn from the answer, and take what it permits. False where it refuses."""
@@ -336,20 +349,6 @@ class Guard:
         if self.circuit is not None and ask.circuit is not None and permit.circuit is not None:
             probe = ProbeOutcome(ask.circuit.holder, "ignored")
             desk.soon(partial(self.circuit.tell, probe=probe, generation=permit.circuit.generation))
-
-    def _wait(self, refusal: Refusal, now: float, *, rate_until: float, slot_until: float) -> float | None:
-        """Seconds to wait before the next question; None: no more questions."""
-        match refusal.by:
-            case "circuit":
-                return None
-            case "slot":
-                left = slot_until - now
-                return min(pause_before_next_try(refusal.retry_after), left) if left > LAST_LOOK else None
-            case "rate":
-                wait_for = refusal.retry_after if refusal.slot_in is None else refusal.slot_in
-                if wait_for is None or now + wait_for > rate_until:
-                    return None
-                return wait_for + 1e-4
 
     def _refused(self, refusal: Refusal, ask: Ask, desk: Desk) -> Steps[None]:
         if refusal.by == "circuit":

@@ -80,7 +80,7 @@ class Downstream:
         self.name = name
         self.limits: tuple[Limit, ...] = limits(rate, name)
         if leased:
-            leasable(name, self.limits)
+            leasable(name, self.limits, cost)
         self.concurrency = _concurrency(name, concurrency)
         self.circuit_policy = _of(name, "circuit", circuit, CircuitBreaker)
         self.timeout = _timeout(name, timeout)

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from redis import Redis
 
 from taskguard.custody import Claimed, Entered, Resting
 from taskguard.envelope import Envelope
+from taskguard.errors import StoreError
 from taskguard.permits import Ask, CircuitAsk, Permit, RateAsk, Refusal, SlotAsk
 from taskguard.policies import CircuitBreaker, SlidingLog, TokenBucket
 from taskguard.ports import JointStore, MessageStore, PermitStore
@@ -205,3 +207,16 @@ def test_a_script_that_the_server_does_not_know_is_loaded(house: House) -> None:
     assert isinstance(entered(house.joint, message(), ask).answer, Permit)
     log = replace(ask, rates=(RateAsk("log", SlidingLog(9, per=10)),))
     assert isinstance(entered(house.joint, message("other", task_id="other"), log).answer, Permit)
+
+
+def test_permits_that_fail_leave_the_claim_alone(house: House, redis_url: str) -> None:
+    """A state that nobody can read fails each question. The run asks by itself then, and what is declared decides."""
+    with Redis.from_url(redis_url) as client:
+        client.set(f"{house.permits.partition.decode()}:permit:bucket:bank", "garbage")  # type: ignore[attr-defined]
+    ask = Ask(rates=(RateAsk("bank", TokenBucket(10)),), book=True)
+    found = entered(house.joint, message(), ask)
+    assert isinstance(found.claim, Claimed)
+    assert found.answer is None
+    assert house.store.holds(message().id, found.claim.token)
+    with pytest.raises(StoreError):
+        house.permits.admit(ask)

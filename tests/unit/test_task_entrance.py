@@ -3,12 +3,15 @@
 # ruff: noqa: F811
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 
 from taskguard import Retry
+from taskguard.celery.entrance import Entrance
 from taskguard.celery.runtime import Runtime
 from taskguard.downstream.service import Downstream
 from taskguard.envelope import Envelope
@@ -124,8 +127,8 @@ def test_a_store_that_is_away_is_asked_again_with_the_same_question(
 def test_a_cost_that_fails_is_the_runs_own_failure(
     reliable: Reliable, taskguard_app: Celery, joint: type[Counting]
 ) -> None:
-    """The claim goes alone, and the run is retried like any other."""
-    costs = [ConnectionError(), ConnectionError(), 1.0]
+    """Code of the user's is not called before there is custody: the run is retried like any other."""
+    costs: list[Any] = [ConnectionError(), 1.0]
 
     def cost(n: int) -> float:
         found = costs.pop(0)
@@ -208,3 +211,110 @@ def test_what_the_process_knows_to_be_refused_is_not_asked(
     assert joint.asked == []
     assert [letter.failure.reason for letter in reliable.dead_letters] == [Reason.REFUSED]
     assert isinstance(line.downstream.permits.admit(Ask(rates=(RateAsk("line", TokenBucket(2), 2),))), Permit)
+
+
+def test_what_this_process_holds_is_not_taken_before_there_is_custody(
+    reliable: Reliable, taskguard_app: Celery, ran: list[Any]
+) -> None:
+    """Duplicates, and claims that the store did not answer, had kept local places for ever."""
+    line = Line(taskguard_app, ran, concurrency=Concurrency(2, local=True), rate=TokenBucket(100))
+    sent = line.send(0)[0]
+    reliable.drain()
+    for _ in range(3):
+        reliable.send_again(sent)
+        reliable.drain()
+    line.send(1)
+    reliable.drain()
+    assert ran == [0, 1]
+    assert line.downstream.guard.slots is not None
+    assert line.downstream.guard.slots.active == 0
+
+
+def test_a_duplicate_spends_nothing_of_a_lease(reliable: Reliable, taskguard_app: Celery, ran: list[Any]) -> None:
+    """Leased permits are this process's, too."""
+    line = Line(taskguard_app, ran, rate=TokenBucket(1, per=100, burst=3), leased=True)
+    sent = line.send(0)[0]
+    reliable.drain()
+    reliable.send_again(sent)
+    reliable.drain()
+    line.send(1)
+    reliable.drain()
+    assert ran == [0, 1]
+
+
+def test_a_booking_outlasts_the_wait_for_a_local_place(
+    reliable: Reliable, taskguard_app: Celery, ran: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The question comes after it, and says that the run has waited its turn."""
+    line = Line(taskguard_app, ran, rate=ONE, concurrency=Concurrency(1, local=True, max_wait=30))
+    line.send(0, 1)
+    reliable.drain()
+    assert ran == [0]
+    store, asked = line.downstream.desk.store, []
+    was = store.admit
+
+    def admit(ask: Ask) -> Any:
+        asked.append(ask.booked)
+        return was(ask)
+
+    monkeypatch.setattr(store, "admit", admit)
+    slots = line.downstream.guard.slots
+    assert slots is not None
+    assert slots.take()
+    threading.Timer(0.1, slots.release).start()
+    reliable.drain(until=1.001)
+    assert asked == [True]
+    assert ran == [0, 1]
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+@pytest.mark.parametrize("lost", [StoreUnavailable, SoftTimeLimitExceeded])
+@pytest.mark.parametrize(
+    "declared",
+    [{"rate": ONE}, {"concurrency": Concurrency(1)}, {"rate": ONE, "concurrency": Concurrency(1)}],
+    ids=["rate", "place", "both"],
+)
+def test_a_lost_answer_loses_nothing_and_repeats_nothing(
+    reliable: Reliable, taskguard_app: Celery, ran: list[Any], monkeypatch: pytest.MonkeyPatch,
+    declared: dict[str, Any], lost: type[Exception], at: int,
+) -> None:  # fmt: skip
+    """The step was made, and its answer did not come: each message runs once, and no place stays taken."""
+    claims: list[int] = []
+
+    class Lossy(StepByStep):
+        def claim(self, *args: Any, **told: Any) -> Any:
+            found = super().claim(*args, **told)
+            claims.append(1)
+            if len(claims) == at:
+                raise lost("the answer was lost")
+            return found
+
+    monkeypatch.setattr(Runtime, "joined_with", lambda runtime, permits: Lossy(runtime.store, permits))
+    line = Line(taskguard_app, ran, **declared)
+    began = reliable.clock()
+    line.send(0, 1, 2)
+    reliable.drain(until="idle")
+    assert sorted(ran) == [0, 1, 2]
+    assert reliable.clock() - began < 20, "a place stayed taken until its lease ended"
+
+
+def test_a_limit_that_strikes_behind_the_answer_runs_nothing_twice(
+    reliable: Reliable, taskguard_app: Celery, ran: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message rests already: what was answered once is not asked again."""
+    line = Line(taskguard_app, ran, rate=ONE)
+    asked: list[int] = []
+    was = Entrance._ask
+
+    def ask(self: Entrance, question: Ask) -> Any:
+        found = was(self, question)
+        asked.append(1)
+        if len(asked) == 2:
+            reliable.advance(1.5)
+            raise SoftTimeLimitExceeded
+        return found
+
+    monkeypatch.setattr(Entrance, "_ask", ask)
+    line.send(0, 1)
+    reliable.drain(until="idle")
+    assert ran == [0, 1]

@@ -14,7 +14,7 @@ from taskguard.stores.sql import handing
 from taskguard.stores.sql.database import Database
 from taskguard.stores.sql.listening import Listener
 from taskguard.stores.sql.outgoing import channel
-from taskguard.stores.sql.schema import RECORD, messages, to_record
+from taskguard.stores.sql.schema import LISTED, RECORD, messages, to_record
 
 _c = messages.c
 PAGE = 500
@@ -110,7 +110,7 @@ class SQLOutbox:
                 func.count(func.distinct(case((and_(pending, _c.ordering != ""), _c.ordering)))),
             ).where(self._mine)
             waiting, oldest, later, retrying, keys = connection.execute(counted).one()
-            lost = select(func.count()).where(_c.namespace == self._namespace, _c.state == State.DEAD.value)
+            lost = select(func.count()).where(_c.namespace == self._namespace, _c.state == State.DEAD.value, LISTED)
             dead = connection.execute(lost).scalar_one()
             return OutboxStatus(
                 waiting=waiting,
@@ -127,7 +127,7 @@ class SQLOutbox:
         """The next rows, the longest due first."""
         query = (
             select(*RECORD)
-            .where(self._mine, _c.state == State.PENDING.value)
+            .where(self._mine, _c.state == State.PENDING.value, LISTED)
             .order_by(_c.due_at, _c.ordinal)
             .limit(limit)
         )
@@ -138,7 +138,7 @@ class SQLOutbox:
 
         def work(connection: Connection) -> int:
             now = to_ms(self._database.now(connection))
-            refused = and_(self._mine, _c.state == State.PENDING.value, _c.crashes > 0, _c.lease == "")
+            refused = and_(self._mine, _c.state == State.PENDING.value, LISTED, _c.crashes > 0, _c.lease == "")
             return connection.execute(update(messages).where(refused).values(crashes=0, due_at=now)).rowcount
 
         return self._database.run(work, transaction=True)
@@ -148,7 +148,7 @@ class SQLOutbox:
 
         def work(connection: Connection) -> int:
             before = to_ms(self._database.now(connection) - older_than)
-            these = and_(self._mine, _c.state == State.PENDING.value, _c.created_at <= before, _c.lease == "")
+            these = and_(self._mine, _c.state == State.PENDING.value, LISTED, _c.created_at <= before, _c.lease == "")
             if task is not None:
                 these = and_(these, _c.task == task)
             return connection.execute(delete(messages).where(these)).rowcount

@@ -26,6 +26,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     false,
+    literal_column,
 )
 from sqlalchemy.dialects import mysql
 
@@ -100,7 +101,7 @@ messages = Table(
 _c = messages.c
 OUTBOX_COLUMNS = frozenset({"outbox", "ordering", "ordinal", "deadline_at"})
 _KEYED = _c.ordering != ""
-LISTED = _c.updated_at > 0
+LISTED = _c.updated_at > literal_column("0")  # no parameter: a plan for any value could not use the index
 """True of every record. Only who lists a state asks for it, so that no planner looks for a run in that index, where
 every run since the last vacuum has left an entry, instead of by its key."""
 

@@ -2,13 +2,16 @@
 -- `claim`, `admit` and `rest` are the scripts of these names, each with its prologues, as functions.
 -- ARGV: now ms, number of arguments of a claim without the instant, those; number of arguments of a rest, 0 where the
 --   message is not to rest, those (deadline ms or empty, line of history, envelope (8)); the arguments of an admission.
--- RETURNS {claim}, where that is another than a first 'claimed', or {claim, admission, ms due or 0}.
+-- RETURNS {claim}, where that is another than a first 'claimed' or where the admission fails, which is then asked for by
+--   itself and tells why; or {claim, admission, ms due or 0}.
 local claims, rests = 2, 3 + ARGV[2]
 local asks = rests + 1 + ARGV[rests]
 local claimed = claim(KEYS, {ARGV[1], unpack(ARGV, claims + 1, rests - 1)})
 if claimed[1] ~= 'claimed' or claimed[5] then return {claimed} end
 
-local answer, due = admit(KEYS, {unpack(ARGV, asks)}), 0
+local sound, answer = pcall(admit, KEYS, {unpack(ARGV, asks)})
+if not sound then return {claimed} end
+local due = 0
 if rests + 1 < asks and answer[1] == 1 and answer[2] ~= 'circuit' and answer[5] >= 0 then
   local now, deadline = tonumber(ARGV[asks]), tonumber(ARGV[rests + 1])
   if not now then
