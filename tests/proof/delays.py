@@ -33,7 +33,7 @@ def _repeats(stage: Stage, results: list[AsyncResult]) -> int:
     14,
     "run longer than the visibility timeout",
     brokers=ON_REDIS,
-    pools=POOLS,
+    pools=POLLED,
     both=IMPATIENT | LATE,
     guarded=KEPT_AT_BROKER,
 )

@@ -8,7 +8,7 @@ from celery.result import AsyncResult
 
 from taskguard.record import Reason
 from tests.proof.outcome import Outcome
-from tests.proof.rows import POOLS, Setup, row
+from tests.proof.rows import FETCHING, POOLS, Setup, row
 from tests.proof.stage import Stage
 
 LATE = Setup(options={"acks_late": True})
@@ -106,7 +106,7 @@ def expired(stage: Stage) -> Outcome:
 @row(
     23,
     "expires, after a worker has fetched it",
-    pools=POOLS,
+    pools=FETCHING,
     concurrency=1,
     both=Setup(conf={"worker_prefetch_multiplier": 8}),
 )

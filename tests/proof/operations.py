@@ -16,7 +16,7 @@ from taskguard.record import State
 from tests.integration.journal import Deadline
 from tests.integration.proxy import Proxy
 from tests.proof.outcome import Outcome
-from tests.proof.rows import POOLS, Setup, row
+from tests.proof.rows import FETCHING, POOLS, Setup, row
 from tests.proof.stage import END_PATIENCE, Stage
 from tests.proof.tasks import CATCH_UP, PER_SECOND
 
@@ -51,7 +51,7 @@ def rate_limit(stage: Stage) -> Outcome:
     return outcome
 
 
-@row(44, "long run in front of short ones", pools=POOLS, concurrency=1, patience=8)
+@row(44, "long run in front of short ones", pools=FETCHING, concurrency=1, patience=8)
 def prefetched(stage: Stage) -> Outcome:
     """One worker runs a long task; short ones are sent, and another worker is idle."""
     stage.kill_all()

@@ -24,6 +24,8 @@ MORE_STORES = ("mariadb", "sqlite")
 """Drawn for short runs, but no part of the full one."""
 POOLS = ("prefork", "threads", "gevent")
 PREFORK = POOLS[:1]
+FETCHING = POOLS[:2]
+"""The pools behind whose running tasks messages are fetched: gevent's is full then, and its consumer waits for it."""
 FULL_PAIRS = (("redis", "redis"), ("rabbitmq", "postgresql"))
 """Where the full run plays the pools that are not prefork."""
 THEMES = ("child_death", "worker_death", "delays", "limits", "messages", "publishing", "canvas", "operations")
