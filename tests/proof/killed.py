@@ -103,7 +103,7 @@ def play(seed: int) -> tuple[list[Killed], bool]:
             continue
         kills.append(killed := Killed.of(told))
         kept = kept and not killed.broken
-        print("\n".join([told.shown(), *killed.broken]), file=sys.stderr, flush=True)
+        print("\n".join([told.shown(), *killed.broken, *told.slow]), file=sys.stderr, flush=True)
     return kills, kept
 
 
