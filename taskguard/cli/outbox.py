@@ -16,7 +16,7 @@ import click
 from taskguard.cli.complaints import Complaint
 from taskguard.cli.connection import celery_app, connection_options, named_settings
 from taskguard.cli.output import confirm, json_option, print_json, yes_option
-from taskguard.cli.parameters import duration
+from taskguard.cli.parameters import duration, lasting
 from taskguard.cli.places import outbox_store
 from taskguard.cli.text import age, plural
 from taskguard.clock import iso
@@ -35,15 +35,17 @@ def outbox() -> None:
 
 @outbox.command("status")
 @click.option("--watch", is_flag=True, help="Go on, with the rate of each second, until Ctrl-C.")
+@click.option("--max-lag", callback=lasting, metavar="AGE", help="Exit status 1 where the oldest has waited longer.")
 @connection_options
 @json_option
 @click.pass_context
-def status(ctx: click.Context, watch: bool, as_json: bool) -> None:
-    """How many messages wait, how long the oldest has, and how many were refused."""
+def status(ctx: click.Context, watch: bool, max_lag: float | None, as_json: bool) -> None:
+    """How many messages wait, how long the oldest has, and how many were refused. A health check with --max-lag."""
     rows = outbox_store(ctx).outbox
     now = rows.status()
     if as_json:
         print_json([{name: round(value, 3) for name, value in asdict(now).items()}])
+        _complain_of_lag(now.lag, max_lag)
         return
     from taskguard.cli.screen import console, table
 
@@ -55,12 +57,22 @@ def status(ctx: click.Context, watch: bool, as_json: bool) -> None:
         f"{now.waiting:,}", age(now.lag), f"{now.later:,}", f"{now.retrying:,}", f"{now.dead:,}", f"{now.keys:,}"
     )
     console().print(shown)
+    _complain_of_lag(now.lag, max_lag)
     while watch:
         before, since = now.waiting, time.monotonic()
         time.sleep(1.0)
         now = rows.status()
         change = (now.waiting - before) / (time.monotonic() - since)
         click.echo(f"{now.waiting:,} wait, the oldest for {now.lag:.1f} s, {change:+,.0f} a second")
+        _complain_of_lag(now.lag, max_lag)
+
+
+def _complain_of_lag(lag: float, most: float | None) -> None:
+    if most is not None and lag > most:
+        raise Complaint(
+            f"the oldest message of the outbox has waited {age(lag)}, longer than {age(most)}; "
+            "see that a relay runs (taskguard relay, or any worker) and reaches the broker"
+        )
 
 
 @outbox.command("peek")

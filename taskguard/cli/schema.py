@@ -51,5 +51,5 @@ def check(ctx: click.Context) -> None:
     for line in found:
         click.echo(line)
     if found:
-        raise Complaint("the tables do not fit this taskguard; run: taskguard schema create")
+        raise Complaint("the tables do not fit this taskguard; run `taskguard schema create` with the same options")
     click.echo("The tables fit.")

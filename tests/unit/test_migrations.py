@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,20 @@ def test_the_outbox_commands_answer_on_an_empty_outbox(url: str) -> None:
     status, said = run("outbox", "relay", "--store", url)
     assert status == 1
     assert "-A" in said
+
+
+def test_an_outbox_that_lags_is_not_healthy(url: str) -> None:
+    """``outbox status --max-lag`` is a health check: its exit status says so, and what to look at."""
+    make_version_1(url).dispose()
+    administration.create(url)
+    engine = create_engine(url)
+    an_hour_ago = round((time.time() - 3600) * 1000)
+    with engine.begin() as connection:
+        connection.execute(messages.update().values(namespace="default", outbox=True, due_at=an_hour_ago))
+    engine.dispose()
+    check = ("outbox", "status", "--store", url)
+    assert run(*check, "--max-lag", "2h")[0] == 0
+    for more in ((), ("--json",)):
+        status, said = run(*check, "--max-lag", "5m", *more)
+        assert status == 1
+        assert "the oldest message of the outbox has waited 1h, longer than 5m; see that a relay runs" in said
