@@ -32,12 +32,14 @@ from taskguard.celery.worker import make_relay
 from taskguard.envelope import ready_item
 from taskguard.stores.sql import SQLStore
 from taskguard.stores.sql.outgoing import insertion, parameters
+from taskguard.stores.sql.schema import messages
 from tests import services
 from tests.benchmarks.limits import Row
 from tests.benchmarks.outboxturns import Spent, in_turns
 
 ROOT = Path(__file__).parents[2]
 CARD = "x" * 50
+MANY_ROWS = 200_000
 ORDER = text("INSERT INTO bench_orders (number, card) VALUES (:n, :c)")
 FLOOR = """DELETE FROM taskguard_messages WHERE ctid = ANY(ARRAY(SELECT ctid FROM taskguard_messages
     WHERE namespace = %s ORDER BY due_at LIMIT 500 FOR UPDATE SKIP LOCKED)) RETURNING wire"""
@@ -225,6 +227,29 @@ class OutboxBench:
             time.sleep(seconds)
             return float(sum(relay.cpu_times()[:2]) - before) / seconds * 100
 
+    def memory(self, rows: int) -> tuple[float, float]:
+        """Megabytes of a relay that drains so many rows: the most in its first fifth, and in its last tenth."""
+        self.purge()
+        self.fill(1000)
+        names = [column.name for column in messages.columns]
+        given = ", ".join("md5(id || n)" if name == "id" else name for name in names)
+        table, mine = messages.name, {"n": self.namespace}
+        more = f"INSERT INTO {table} ({', '.join(names)}) SELECT {given} FROM {table}, generate_series(2, :k) n"
+        with self.engine.begin() as connection:
+            connection.execute(text(f"{more} WHERE namespace = :n"), {"k": rows // 1000, **mine})
+        left = text(f"SELECT 1 FROM {table} WHERE namespace = :n AND due_at IS NOT NULL ORDER BY due_at LIMIT 1")
+        used: list[float] = []
+        with self.relaying() as relay, Redis.from_url(self.environ["BENCH_BROKER"]) as redis:
+            there = True
+            while there:
+                if redis.llen(self.namespace):
+                    used.append(relay.memory_info().rss / 1e6)
+                    redis.ltrim(self.namespace, 0, 0)  # nobody consumes
+                with self.engine.connect() as connection:
+                    there = connection.execute(left, mine).first() is not None
+                time.sleep(0.05)
+        return max(used[: len(used) // 5 + 1]), max(used[-(len(used) // 10) - 1 :])
+
     def writers(self, count: int) -> tuple[float, float]:
         """Transactions a second of one writer that sends: with nobody relaying, and with a relay that drains."""
         alone = self.insert(count)
@@ -388,6 +413,9 @@ def _processes(bench: OutboxBench, sends: int, starts: int, idle: float) -> Iter
     name = f"a writer while a relay drains, {beside:,.0f}/s / alone, {alone:,.0f}/s"
     yield _row(name, beside / alone, 0.95, "0.95", least=True)
     yield _row("an idle relay's CPU", bench.idle(idle), 0.5, "-", unit="%")
+    first, last = bench.memory(MANY_ROWS)
+    name = f"a relay's memory at the end of {MANY_ROWS:,} rows, {last:.1f} MB / at their begin, {first:.1f} MB"
+    yield _row(name, last / first, 1.1)
 
 
 if "BENCH_DATABASE" in os.environ and "BENCH_NAMESPACE" in os.environ:

@@ -9,9 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from taskguard.custody import Claimed, Hold, Leased, Unique
+from taskguard.custody import Claimed, Entered, Hold, Leased, Unique
+from taskguard.permits import Ask, RateAsk
+from taskguard.policies import TokenBucket
 from taskguard.ports import MessageStore
 from taskguard.record import State
+from taskguard.stores.memory import MemoryPermits
+from taskguard.stores.redis.messages import RedisStore
+from taskguard.stores.redis.permits import RedisPermits
 from tests.contracts.messages import DAY, LEASE, ask, attempt, existing, failure, hold, message, run
 
 AGREED = 60.0
@@ -53,6 +58,29 @@ def of_claim(store: MessageStore, key: str) -> tuple[Call, Callable[[Any, Messag
         assert store.holds(message(key).id, answer.token)
 
     return lambda s: ask(s, message(key)), check
+
+
+@scene
+def of_joined_with(store: MessageStore, key: str) -> tuple[Call, Callable[[Any, MessageStore], None]]:
+    """A claim that asks for permits too, where a store has that."""
+    asked = Ask(rates=(RateAsk(f"bank {key}", TokenBucket(5, per=DAY)),), book=True)
+
+    def call(store: MessageStore) -> Entered | None:
+        if not isinstance(store, RedisStore):
+            assert store.joined_with(MemoryPermits()) is None
+            return None
+        namespace = store._partition.decode().split(":")[1]
+        joint = store.joined_with(RedisPermits(store._connections, namespace=namespace))
+        assert joint is not None
+        return joint.claim(message(key), holder="worker-1/a", lease=LEASE, max_crashes=3, ask=asked, resting=None)
+
+    def check(answer: Any, store: MessageStore) -> None:
+        if answer is not None:
+            assert isinstance(answer.claim, Claimed)
+            assert answer.claim.repeated == (answer.answer is None)
+            assert store.holds(message(key).id, answer.claim.token)
+
+    return call, check
 
 
 @scene

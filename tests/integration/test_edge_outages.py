@@ -101,12 +101,12 @@ def test_limits_hold_again_when_the_store_is_back(redis_url: str, namespace: str
     events: list[Event] = []
     limiter = open_limiter(redis_url, namespace=namespace, limits="2/hour", timeout=1, notify=events.append)
     store: Any = limiter.permits.store
-    right = store._connections._options["port"]
+    right = store.connections._options["port"]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         closed = taken.getsockname()[1]
-    store._connections._options["port"] = closed
+    store.connections._options["port"] = closed
     assert all(limiter.check(ANN).store_down for _ in range(20))
-    store._connections._options["port"] = right
+    store.connections._options["port"] = right
     until = time.monotonic() + 10
     while limiter.check(ANN).store_down:
         assert time.monotonic() < until
