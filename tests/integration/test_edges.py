@@ -276,6 +276,12 @@ def test_a_body_out_of_memory_leaves_its_worker_alive(site: EdgeSite) -> None:
     assert worker.process.pid == pid
 
 
+def _active(site: Site) -> Any:
+    """What the worker's parent knows to be running, as soon as it says so: a beat later the run is in custody, and its
+    message acknowledged."""
+    return site.app.control.inspect(timeout=1, limit=1).active()
+
+
 def test_a_lost_broker_connection_charges_nobody_with_a_crash(
     server: PrivateRedis, tmp_path: Path, namespace: str
 ) -> None:
@@ -285,6 +291,7 @@ def test_a_lost_broker_connection_charges_nobody_with_a_crash(
         worker = site.start_worker()
         result = site.send("held", gate := uuid.uuid4().hex)
         first = site.wait_started(result)
+        site.wait(lambda: result.id in str(_active(site)), "a parent that knows of it")
         with Redis.from_url(server.url) as operator:
             assert operator.client_kill_filter(_type="normal", skipme=True)
         site.wait(lambda: worker.says("Connection to broker lost"), "a worker that misses its broker")
