@@ -9,12 +9,13 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, NullPool, create_engine, insert, text
+from sqlalchemy import Connection, NullPool, create_engine, event, insert, text
 
 from taskguard import lifecycle
 from taskguard.custody import Claimed
 from taskguard.envelope import Envelope
 from taskguard.errors import StoreUnavailable
+from taskguard.record import State
 from taskguard.stores.sql import SQLStore
 from taskguard.stores.sql.database import Database
 from taskguard.stores.sql.dialect import dialect_of
@@ -138,3 +139,40 @@ def test_a_completion_finds_its_row_by_the_key(rows: int, analyzed: bool, namesp
             connection.execute(text("ANALYZE taskguard_messages"))
         plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {complete}", given).scalars())
     assert "taskguard_messages_pkey" in plan
+
+
+@pytest.fixture
+def schema_url(namespace: str, postgresql_url: str) -> Iterator[str]:
+    """PostgreSQL in a schema of this test's own: the tables that other tests share may be of an older version."""
+    engine = create_engine(postgresql_url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with engine.connect() as connection:
+        connection.execute(text(f'CREATE SCHEMA "{namespace}"'))
+        yield f"{postgresql_url}?options=-csearch_path%3D{namespace}"
+        connection.execute(text(f'DROP SCHEMA "{namespace}" CASCADE'))
+
+
+def test_who_lists_a_state_finds_it_in_its_index(open_store: Open, schema_url: str) -> None:
+    """That index is for them alone: a query that does not say so reads the whole table."""
+    store = open_store(schema_url)
+    store.ping()
+    engine = store._database._engine
+    asked: list[tuple[str, Any]] = []
+
+    def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "state" in statement and "CASE" not in statement:
+            asked.append((statement, parameters))
+
+    event.listen(engine, "before_cursor_execute", note)
+    list(store.scan(State.DEAD))
+    store.depths()
+    store.outbox.status()
+    list(store.outbox.peek(5))
+    store.outbox.requeue()
+    store.outbox.purge()
+    event.remove(engine, "before_cursor_execute", note)
+    assert len(asked) == 6
+    with engine.connect() as connection:
+        connection.exec_driver_sql("SET enable_seqscan = off")
+        for statement, parameters in asked:
+            plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars())
+            assert "taskguard_messages_listed" in plan, statement
