@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from tests.benchmarks import limits, outbox
+from tests.benchmarks import limits, outboxtable
 from tests.benchmarks.app import STOCK, TASKGUARD
 from tests.benchmarks.bench import Bench, Rest, Sample, Setting
 
@@ -54,7 +54,7 @@ def main(pairs: int, tasks: int, idle: float, words: Sequence[str]) -> None:
         console.print(calls)
         below += [row.name.strip() for row in missed]
     if not words or "outbox" in words:
-        outgoing, missed = outbox.measure(rounds=max(1, pairs // 2), idle=idle)
+        outgoing, missed = outboxtable.measure(rounds=max(1, pairs // 2), idle=idle)
         console.print(outgoing)
         below += [row.name.strip() for row in missed]
     for name in below:
