@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from taskguard.cli.complaints import Complaint
-from taskguard.cli.connection import with_new_permits, with_permits
+from taskguard.cli.connection import with_permits
 from taskguard.cli.output import json_option, print_json
 from taskguard.cli.parameters import lasting
 from taskguard.cli.parameters import names as names_given
@@ -144,7 +144,7 @@ def _force(name: str, state: CircuitState, help: str, done: str) -> None:
         for each in names:
             click.echo(f"{done} {one_line(each)}{end}.")
 
-    decorated: Callable[..., Any] = json_option(with_new_permits(why_option(command)))
+    decorated: Callable[..., Any] = json_option(with_permits(why_option(command)))
     if lasts:
         option = click.option("--for", "period", callback=lasting, metavar="AGE", help="Ends by itself after so long.")
         decorated = option(decorated)

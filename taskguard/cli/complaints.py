@@ -15,6 +15,14 @@ import click
 from taskguard.cli.text import one_line
 from taskguard.errors import TaskguardError
 
+_EXTRAS = {
+    "rich": "tables need rich, which is not installed; pip install 'taskguard[cli]', or add --json",
+    "sqlalchemy": "SQL databases need {}, which is not installed; pip install 'taskguard[sql]'",
+    "psycopg": "PostgreSQL needs {}, which is not installed; pip install 'taskguard[sql]'",
+    "pymysql": "MySQL needs {}, which is not installed; pip install 'taskguard[mysql]'",
+}
+"""What an extra brings, and what is missing without it."""
+
 
 class Complaint(click.ClickException):
     """An error that ends the command."""
@@ -47,11 +55,10 @@ def complaining() -> Iterator[None]:
     except TaskguardError as exc:
         raise Complaint(str(exc)) from exc
     except ModuleNotFoundError as exc:
-        if (exc.name or "").split(".")[0] != "rich":
+        missing = (exc.name or "").split(".")[0]
+        if missing not in _EXTRAS:
             raise
-        raise Complaint(
-            "tables need rich, which is not installed; pip install 'taskguard[cli]', or add --json"
-        ) from exc
+        raise Complaint(_EXTRAS[missing].format(missing)) from exc
     except OSError as exc:
         if exc.errno == errno.EPIPE:  # the reader of our output has seen enough; click ends quietly
             raise

@@ -61,21 +61,19 @@ def with_new_store(command: Command) -> Command:
     return with_store(command, creates=True)
 
 
-def with_permits(command: Command, *, creates: bool = False) -> Command:
-    """Add the connection options, and hand the command open ``permits`` that answer. *creates*: as `with_store`."""
+def with_permits(command: Command) -> Command:
+    """Add the connection options, and hand the command open ``permits`` that answer.
+
+    A database without the tables gets none, not even by who forces a circuit: no worker has ever looked there.
+    """
 
     @wraps(command)
     def opened(*args: Any, **kwargs: Any) -> Any:
-        permits = _open_beside(click.get_current_context(), open_permits, creates)
+        permits = _open_beside(click.get_current_context(), open_permits, False)
         permits.now()
         return command(*args, permits=permits, **kwargs)
 
     return connection_options(opened)
-
-
-def with_new_permits(command: Command) -> Command:
-    """As `with_permits`; a database gets the tables that it lacks."""
-    return with_permits(command, creates=True)
 
 
 def with_rules(command: Command, *, creates: bool = False) -> Command:
@@ -166,9 +164,13 @@ def _open_beside(ctx: click.Context, open: Callable[..., Beside], creates: bool)
 def _load(name: str) -> Any:
     from celery.app.utils import find_app
 
+    module, _, attribute = name.partition(":")
     try:
         return find_app(name)
     except Exception as exc:  # importing somebody's module may raise anything
+        if attribute and isinstance(exc, ModuleNotFoundError) and exc.name == name:
+            # Celery has tried all of it as a module, because the module has no such name.
+            raise Complaint(f"-A {name}: {module} has no Celery app {attribute!r}; name one that it has") from exc
         raise Complaint(
             f"-A {name}: cannot be loaded ({type(exc).__name__}: {exc}); "
             "name a module that holds a Celery app, such as workers.app"

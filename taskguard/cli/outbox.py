@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from taskguard.cli.complaints import Complaint
 from taskguard.cli.connection import celery_app, connection_options, named_settings
 from taskguard.cli.output import confirm, json_option, print_json, yes_option
 from taskguard.cli.parameters import duration, lasting
-from taskguard.cli.places import outbox_store
+from taskguard.cli.places import outbox_store, settings_of
 from taskguard.cli.text import age, plural
 from taskguard.clock import iso
 from taskguard.errors import TaskguardError
@@ -44,7 +45,8 @@ def status(ctx: click.Context, watch: bool, max_lag: float | None, as_json: bool
     rows = outbox_store(ctx).outbox
     now = rows.status()
     if as_json:
-        print_json([{name: round(value, 3) for name, value in asdict(now).items()}])
+        found = {name: round(value, 3) for name, value in asdict(now).items()}
+        print_json([{**found, "namespace": settings_of(ctx).namespace}])
         _complain_of_lag(now.lag, max_lag)
         return
     from taskguard.cli.screen import console, table
@@ -56,15 +58,18 @@ def status(ctx: click.Context, watch: bool, max_lag: float | None, as_json: bool
     shown.add_row(
         f"{now.waiting:,}", age(now.lag), f"{now.later:,}", f"{now.retrying:,}", f"{now.dead:,}", f"{now.keys:,}"
     )
-    console().print(shown)
+    screen = console()
+    screen.print(shown)
+    screen.print(f"namespace {settings_of(ctx).namespace}", style="dim")
     _complain_of_lag(now.lag, max_lag)
-    while watch:
-        before, since = now.waiting, time.monotonic()
-        time.sleep(1.0)
-        now = rows.status()
-        change = (now.waiting - before) / (time.monotonic() - since)
-        click.echo(f"{now.waiting:,} wait, the oldest for {now.lag:.1f} s, {change:+,.0f} a second")
-        _complain_of_lag(now.lag, max_lag)
+    with suppress(KeyboardInterrupt):
+        while watch:
+            before, since = now.waiting, time.monotonic()
+            time.sleep(1.0)
+            now = rows.status()
+            change = (now.waiting - before) / (time.monotonic() - since)
+            click.echo(f"{now.waiting:,} wait, the oldest for {now.lag:.1f} s, {change:+,.0f} a second")
+            _complain_of_lag(now.lag, max_lag)
 
 
 def _complain_of_lag(lag: float, most: float | None) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
 from taskguard.cli.complaints import Complaint
 from taskguard.cli.connection import celery_app, named_settings
 from taskguard.settings import Settings
-from taskguard.stores import open_store
+from taskguard.stores import open_store, room_of
 
 SQL = ("postgresql", "postgres", "mysql", "mariadb", "sqlite")
 
@@ -39,6 +40,13 @@ def databases(ctx: click.Context) -> list[str]:
     """The SQL databases that the settings name: the outbox's, and the message store's."""
     settings = settings_of(ctx)
     found = list(dict.fromkeys(url for url in (settings.outbox, settings.store) if url is not None and is_sql(url)))
+    named = settings.outbox or settings.store
+    if not found and named is not None:
+        room_of(named)  # a scheme that is none is told as everywhere
+        raise Complaint(
+            f"{urlsplit(named).scheme}:// is no SQL database, and the outbox and its tables are in one; "
+            "give --store with its URL, or set TASKGUARD_OUTBOX"
+        )
     if not found:
         raise Complaint(
             "no SQL database is named; give --store URL, set TASKGUARD_OUTBOX or TASKGUARD_STORE, or give -A"

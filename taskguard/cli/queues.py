@@ -6,7 +6,7 @@ import getpass
 
 import click
 
-from taskguard.cli.connection import with_new_permits, with_permits
+from taskguard.cli.connection import with_permits
 from taskguard.cli.output import json_option, print_json
 from taskguard.cli.parameters import lasting
 from taskguard.cli.parameters import names as names_given
@@ -24,7 +24,7 @@ def queues() -> None:
 @click.argument("names", nargs=-1, required=True, metavar="QUEUE...", callback=names_given)
 @click.option("--for", "period", callback=lasting, metavar="AGE", help="Resume by itself after so long.")
 @click.option("--why", default="", help="Shown to whoever asks.")
-@with_new_permits
+@with_permits
 @json_option
 def pause(permits: PermitStore, names: tuple[str, ...], period: float | None, why: str, as_json: bool) -> None:
     """Stop every worker from consuming queues, within a second. A worker that is started later leaves them alone."""

@@ -89,7 +89,8 @@ def outage(columns: Mapping[str, Reckoning]) -> Text:
     """One sentence for each column: what the bank was asked while it was down."""
     sentences = []
     for title, it in columns.items():
-        how = f": {it.unavailable - it.probes} until its circuit opened, then {it.probes} probes" if it.probes else ""
+        probes = f"{it.probes} probe{'' if it.probes == 1 else 's'}"
+        how = f": {it.unavailable - it.probes} until its circuit opened, then {probes}" if it.probes else ""
         sentences.append(f"{title} called it {it.unavailable:,} times{how}")
     return Text(f"While the bank was down, {'; '.join(sentences)}.")
 

@@ -27,6 +27,12 @@ def leasable(name: str, limits: Sequence[Limit], cost: float | Callable[..., flo
             raise ConfigurationError(
                 f"{name}: limit {each.name!r} cannot be leased; leased=True takes TokenBucket(...) without a key"
             )
+        in_a_batch = each.policy.limit / each.policy.period * LIFETIME
+        if each.policy.most - in_a_batch < 1:
+            raise ConfigurationError(
+                f"{name}: limit {each.name!r} has a burst of {each.policy.most:g}, a batch up to {in_a_batch:g} "
+                f"permits; leased=True needs a burst of {math.ceil(in_a_batch + 1)} or more"
+            )
         most = shared_bucket(each.policy, LIFETIME).most
         if not callable(cost) and cost > most:
             raise ConfigurationError(

@@ -98,7 +98,8 @@ class Refuser:
         else:
             circuit.rejected.add()
             by, kind = "circuit_refused", CircuitOpenError
-            said = f" by {view.who}: {view.why}" if view.state == "forced_open" else ""
+            why = f": {view.why}" if view.why else ""
+            said = f" by {view.who}{why}" if view.state == "forced_open" else ""
             what = f"its circuit is {view.state.replace('_', ' ')}{said}"
         by_hand = retry_after is None and view.state == "forced_open"
         self._refuse(

@@ -79,6 +79,8 @@ class Downstream:
         one_of(f"{name}: on_store_down", on_store_down, ("allow", "refuse"))
         self.name = name
         self.limits: tuple[Limit, ...] = limits(rate, name)
+        if not isinstance(leased, bool):
+            raise ConfigurationError(f"{name}: leased={leased!r} is neither True nor False")
         if leased:
             leasable(name, self.limits, cost)
         self.concurrency = _concurrency(name, concurrency)

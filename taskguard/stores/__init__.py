@@ -72,16 +72,17 @@ def _opened(
     scheme, room = urlsplit(url).scheme, room_of(url)
     try:
         found = getattr(import_module(f"{__name__}.{room.lower()}.{module}"), f"{room}{kind}")
+        if room == "Memory":
+            return found.shared(namespace, clock=clock)
+        more = {} if room != "SQL" else {"creates": creates}
+        return found.from_url(url, namespace=namespace, timeout=timeout, clock=clock, **more)
     except ModuleNotFoundError as exc:
-        missing = exc.name or ""
-        extra = {"redis": "redis", "sqlalchemy": "sql", "psycopg": "sql", "pymysql": "mysql"}.get(missing, "all")
+        extra = {"Redis": "redis", "SQL": "sql"}.get(room, "all")
+        if scheme.startswith(("mysql", "mariadb")):
+            extra = "mysql"
         raise ConfigurationError(
-            f"store {scheme}:// needs {missing}, which is not installed; pip install 'taskguard[{extra}]'"
+            f"store {scheme}:// needs {exc.name}, which is not installed; pip install 'taskguard[{extra}]'"
         ) from exc
-    if room == "Memory":
-        return found.shared(namespace, clock=clock)
-    more = {} if room != "SQL" else {"creates": creates}
-    return found.from_url(url, namespace=namespace, timeout=timeout, clock=clock, **more)
 
 
 opens_urls(open_permits)

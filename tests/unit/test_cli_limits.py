@@ -201,7 +201,7 @@ class TestLooking:
 
     def test_report_of_a_quiet_fleet_says_so(self, run: Run) -> None:
         """Nobody is near."""
-        assert run("report").output == "Nobody is near a limit; 0 limits in use within 1h.\n"
+        assert run("report").output == "Nobody is near a rule's limit; 0 limits in use within 1h.\n"
         assert parsed(run("report", "--json")) == []
 
     @pytest.mark.parametrize("columns", [80, 200])

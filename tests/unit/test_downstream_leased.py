@@ -28,6 +28,7 @@ def permits() -> PermitHouse:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
+        ({"rate": FAST, "leased": "yes"}, "leased='yes' is neither True nor False"),
         ({}, "leased=True has no rate whose permits it could lease"),
         ({"rate": LeakyBucket(10)}, "limit 'bank' cannot be leased; leased=True takes TokenBucket"),
         ({"rate": Limit(FAST, key="{n}")}, "cannot be leased"),
@@ -35,13 +36,13 @@ def permits() -> PermitHouse:
             {"rate": TokenBucket(100, burst=10), "cost": 8},
             "cost 8 is over the 5 permits that limit 'bank'",
         ),
-        ({"rate": TokenBucket(10_000, burst=10)}, "lower lifetime to 0.0009 s or raise burst"),
+        ({"rate": TokenBucket(10_000, burst=10)}, "leased=True needs a burst of 501 or more"),
     ],
 )
 def test_what_cannot_be_leased_fails_where_it_is_declared(options: dict[str, Any], complaint: str) -> None:
     """With the way out."""
     with pytest.raises(ConfigurationError, match=complaint):
-        Downstream("bank", leased=True, **options)
+        Downstream("bank", **{"leased": True, **options})
 
 
 def test_a_thousand_calls_cost_a_few_questions(permits: PermitHouse) -> None:

@@ -137,7 +137,7 @@ def test_without_a_sql_database_the_command_says_what_to_name() -> None:
     """One line."""
     status, said = run("schema", "create", "--store", "redis://localhost/0")
     assert status == 1
-    assert "no SQL database is named" in said
+    assert "redis:// is no SQL database, and the outbox and its tables are in one; give --store" in said
 
 
 def test_the_outbox_commands_answer_on_an_empty_outbox(url: str) -> None:

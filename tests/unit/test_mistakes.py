@@ -79,9 +79,10 @@ def test_an_export_never_overwrites(tmp_path: Path) -> None:
 
 LOOKING = (
     "status", "dlq list", "outbox status", "limits list", "limits explain --client a", "limits report",
-    "limits history", "limits export", "circuits list", "circuits show bank", "queues list", "queues resume mail",
+    "limits history", "limits export", "circuits list", "circuits show bank", "circuits open bank",
+    "queues list", "queues pause mail", "queues resume mail",
 )  # fmt: skip
-"""Commands that change nothing, or nothing where there is nothing."""
+"""Commands that change nothing, or what no worker would look at: its tables would be there."""
 
 
 @pytest.mark.parametrize("command", LOOKING)
@@ -116,3 +117,30 @@ def run_worker() -> Callable[..., tuple[int, str]]:
         return done.returncode, done.stdout + done.stderr
 
     return run
+
+
+def test_a_schema_check_makes_no_database(tmp_path: Path) -> None:
+    """It says that there is none, and the next command says so too."""
+    path = tmp_path / "mistyped.db"
+    done = CliRunner().invoke(cli, ["schema", "check", "--store", f"sqlite:///{path}"])
+    assert done.exit_code == 1
+    assert "there is no such file" in done.stdout
+    assert not path.exists()
+
+
+def test_an_app_that_its_module_has_not_is_told_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Celery says that there is no module of the whole name."""
+    (tmp_path / "kiosk.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    done = CliRunner().invoke(cli, ["status", "-A", "kiosk:nope"])
+    assert done.exit_code == 1
+    assert "kiosk has no Celery app 'nope'" in done.stderr
+
+
+def test_a_driver_that_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the database that the URL names."""
+    monkeypatch.setitem(sys.modules, "pymysql", None)
+    for command in (["status"], ["schema", "check"]):
+        done = CliRunner().invoke(cli, [*command, "--store", "mysql+pymysql://root@127.0.0.1/x"])
+        assert done.exit_code == 1
+        assert "pymysql, which is not installed; pip install 'taskguard[mysql]'" in done.stderr

@@ -125,7 +125,7 @@ def report(rules: RuleStore, demand: DemandStore, since: float, near: float, eve
         print_json(row.as_dict() | {"since": None if row.since is None else iso(row.since)} for row in shown)
         return
     if not shown:
-        click.echo(f"Nobody is near a limit; {plural(len(found), 'limit')} in use within {age(since)}.")
+        click.echo(f"Nobody is near a rule's limit; {plural(len(found), 'limit')} in use within {age(since)}.")
         return
     from taskguard.cli.screen import cell, console, table
 

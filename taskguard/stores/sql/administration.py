@@ -10,7 +10,7 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from taskguard.errors import ConfigurationError
 from taskguard.stores.sql import migrations
-from taskguard.stores.sql.database import Database
+from taskguard.stores.sql.database import Database, shown
 from taskguard.stores.sql.dialect import dialect_of
 
 T = TypeVar("T")
@@ -25,6 +25,9 @@ def create(url: str) -> list[str]:
 
 def check(url: str) -> list[str]:
     """What the database lacks, a line each; empty where it fits. Raises StoreError."""
+    dialect = dialect_of(url)
+    if not dialect.is_there():
+        return [f"{shown(dialect.url)}: there is no such file"]
     return _in(url, migrations.differences, transaction=False)
 
 
