@@ -36,6 +36,9 @@ LINGER = 0.003
 """Seconds to wait for more rows where they come one by one and fast: batches of one cost most."""
 SHORTEST_PAUSE = 0.02
 """Seconds between two looks at an outbox that cannot tell of its rows, while some come; doubled up to the poll."""
+IN_VAIN = 10
+"""Times as long as it took, the store is not looked through again for other things that are due, where there were none:
+behind a million rows of an outbox that waited for a broker that takes a second, in which thousands could go out."""
 GLANCE = 0.25
 """Seconds at most until a relay that waits looks whether it is to stop."""
 
@@ -189,16 +192,19 @@ class Relay:
         """
         pause, told, failures, look_at = 0.0, True, 0, 0.0
         while not stop.is_set():
-            moved, stepped, began = 0, 0, time.monotonic()
+            moved, stepped, took, began = 0, 0, 0.0, time.monotonic()
             try:
                 with undisturbed:
                     look = began >= look_at
                     if told or (look and self._is_due()):
                         moved = self.hand_over()
                         if look:
+                            looked_at = time.monotonic()
                             stepped = self.step()
+                            took = time.monotonic() - looked_at
                     if look:
-                        look_at = began + (self._poll if stepped < self._batch else 0.0)
+                        in_vain = IN_VAIN * took if moved and not stepped else 0.0
+                        look_at = began + max(self._poll if stepped < self._batch else 0.0, in_vain)
                         self._sweep()
                 failures = 0
             except Exception as exc:  # noqa: BLE001 (a broker's errors are its transport's; the relay must outlive all)

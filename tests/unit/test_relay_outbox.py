@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 
+from taskguard.custody import Leased
 from taskguard.envelope import Envelope
 from taskguard.events import Event
 from taskguard.handover import MAX_TRIES, Dispatch, Handed, Outgoing, backoff
@@ -183,3 +185,29 @@ def test_what_rests_apart_from_an_outbox_is_looked_for_again_at_once_where_there
 def test_refused_messages_back_off(tries: int, seconds: float) -> None:
     """Doubling, bounded."""
     assert backoff(tries) == seconds
+
+
+def test_a_look_that_takes_long_and_finds_nothing_is_not_repeated_at_every_batch(
+    rows: Rows, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million rows waited for their broker: each batch of them went out behind a look through all the others."""
+    now, looks = [0.0], []
+
+    class Large(MemoryStore):
+        def take_due(self, *, limit: int, lease: float) -> list[Leased]:
+            looks.append(now[0])
+            now[0] += 1.0
+            return []
+
+    def hand_over(dispatch: Dispatch, *, limit: int, lease: float, retention: float) -> Handed:
+        now[0] += 0.01
+        return Rows.hand_over(rows, dispatch, limit=limit, lease=lease, retention=retention)
+
+    relay = relay_of(rows, [], clock)
+    relay._store = lambda: Large(clock)
+    rows.answers = [Handed(taken=500, published=500)] * 2_000
+    monkeypatch.setattr(rows, "hand_over", hand_over)
+    monkeypatch.setattr("taskguard.relay.time", SimpleNamespace(monotonic=lambda: now[0]))
+    relay.run(rows.stop)
+    assert now[0] > 20
+    assert len(looks) <= now[0] / 10 + 2
