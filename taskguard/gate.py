@@ -216,7 +216,7 @@ class Gate:
         deadline = following.deadline_at
         if deadline is not None and due_at >= deadline:
             return self.expire(custody, error)
-        attempt = self._attempt(custody, "retry", error)
+        attempt = self._attempt(custody.holder, "retry", error)
         return self._exit(
             custody,
             lambda: self.store.rest(custody.envelope.id, custody.token, following, due_at=due_at, attempt=attempt),
@@ -238,7 +238,7 @@ class Gate:
 
     def deferral(self, holder: str) -> Attempt:
         """The line in a message's history of a run that *holder* defers."""
-        return Attempt(at=self._clock(), worker=holder.partition("/")[0], outcome="defer")
+        return self._attempt(holder, "defer", None)
 
     def deferred(self, custody: Custody, *, due_at: float, why: str) -> Settlement:
         """The store has deferred the run already, in the step that gave it custody."""
@@ -253,7 +253,7 @@ class Gate:
         """The run failed for good."""
         text = "".join(tracebacks.format_exception(error)) if error.__traceback__ is not None else ""
         failure = Failure.of(reason, error, traceback=text)
-        attempt = self._attempt(custody, "dead", error)
+        attempt = self._attempt(custody.holder, "dead", error)
         return self._exit(
             custody,
             lambda: self.store.bury(custody.envelope.id, custody.token, failure=failure, attempt=attempt),
@@ -291,7 +291,7 @@ class Gate:
     def crash(self, custody: Custody, error: BaseException) -> Settlement:
         """The run took its process down, or tried to: counted, and due at once."""
         hold = Hold(custody.envelope.id, custody.holder)
-        attempt = self._attempt(custody, "crash", error)
+        attempt = self._attempt(custody.holder, "crash", error)
         return self._exit(
             custody,
             lambda: self.store.crash(hold, custody.envelope, attempt=attempt),
@@ -354,8 +354,8 @@ class Gate:
         if terms.release_unique is not None:
             self._patiently(lambda: self.store.release_unique(envelope.id, envelope.task_id))
 
-    def _attempt(self, custody: Custody, outcome: str, error: BaseException | None) -> Attempt:
-        worker = custody.holder.partition("/")[0]
+    def _attempt(self, holder: str, outcome: str, error: BaseException | None) -> Attempt:
+        worker = holder.partition("/")[0]
         return Attempt(at=self._clock(), worker=worker, outcome=outcome, error=_brief(error))
 
     def _told(self, envelope: Envelope, settlement: Settlement, name: str, detail: str = "") -> Settlement:

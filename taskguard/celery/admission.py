@@ -1,9 +1,9 @@
 """What rules and downstreams say before a run, and what becomes of a task that one of them refuses.
 
 Asked after the claim, so that a duplicate spends no permit, and before any code of the task; where custody and permits
-rest on one Redis server, in the same step (see `entrance`). A refused task rests until
-its own slot in the line, or, where a circuit is open, until the first probe can go and a place after that; it has spent
-no attempt. Parked tasks come back at the declared rate, slowly at first: all at once they would open the circuit again.
+rest on one Redis server, in the same step (see `entrance`). A refused task rests until its own slot in the line, or,
+where a circuit is open, until the first probe can go and a place after that; it has spent no attempt. Parked tasks come
+back at the declared rate, slowly at first: all at once they would open the circuit again.
 
 Several downstreams are asked one after the other. What the first has admitted is spent when the second refuses, and the
 task keeps its place with the first.

@@ -29,7 +29,6 @@ def status(store: MessageStore, as_json: bool) -> None:
         )
         return
     due_at = store.next_due_at()
-    at_broker = "What waits in the broker's queues is not counted: no worker has taken it yet."
     from taskguard.cli.screen import console, table
 
     rows = table()
@@ -42,7 +41,7 @@ def status(store: MessageStore, as_json: bool) -> None:
         rows.add_row(state.value, f"{depth.count:,}", oldest, style="" if depth.count else "dim")
     screen = console()
     screen.print(rows)
-    screen.print(at_broker, style="dim")
+    screen.print("What waits in the broker's queues is not counted: no worker has taken it yet.", style="dim")
     if due_at is not None:
         late = now - due_at
         screen.print(f"the next is due in {age(-late)}" if late < 0 else f"the longest due has waited {age(late)}")

@@ -73,7 +73,7 @@ class PermitBlock:
             )
         return self._passed
 
-    def _begin(self) -> None:
+    def _once(self) -> None:
         if self._passed is not None:
             raise ConfigurationError(f"{self._guard.name}: this permit was used already; ask permit() for another one")
 
@@ -109,7 +109,7 @@ class PermitBlock:
         return passed
 
     def __enter__(self) -> Self:
-        self._begin()
+        self._once()
         call = self._call
         if self._begun is not None:
             begun, self._begun = self._begun, None
@@ -125,7 +125,7 @@ class PermitBlock:
             tell()
 
     async def __aenter__(self) -> Self:
-        self._begin()
+        self._once()
         self._began(await by_loop(self._guard.enter(self._call)))
         return self
 

@@ -1,8 +1,8 @@
 """The tables' version, and the way from each version to the next. Pure DDL; Alembic may take `metadata` instead.
 
 A migration only adds columns, tables and indexes, and drops an index at most, so that workers of the old version go on
-while it runs. Whatever was made by hand or by Alembic
-counts: what is there is not made again. Version 1 had no version row.
+while it runs. Whatever was made by hand or by Alembic counts: what is there is not made again. Version 1 had no version
+row.
 """
 
 from __future__ import annotations
