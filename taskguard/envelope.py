@@ -47,6 +47,9 @@ def record_id(*parts: str) -> str:
     return hashlib.blake2b(apart.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
 
 
+_lasting_id = lru_cache(maxsize=64)(record_id)
+"""The same, for names that are asked for again and again while one message is handled."""
+
 _SAYABLE = (
     *("task", "task_id", "key", "fingerprint", "sequence"),
     *("content_type", "content_encoding", "exchange", "routing_key", "deadline_at"),
@@ -120,7 +123,7 @@ class Envelope:
     @property
     def id(self) -> str:
         """The record of this execution key: where custody is taken and the result is kept."""
-        return record_id(self.task, self.key)
+        return _lasting_id(self.task, self.key)
 
     @property
     def copy_id(self) -> str:
@@ -129,7 +132,7 @@ class Envelope:
         Without a key it is a message that nobody could read, whose task id may be made up: its bytes tell it apart.
         """
         parts = (self.task, self.key, self.task_id)
-        return record_id(*parts) if self.key else record_id(*parts, self.body.hex())
+        return _lasting_id(*parts) if self.key else record_id(*parts, self.body.hex())
 
     @property
     def retries(self) -> int:

@@ -12,6 +12,17 @@ import os
 import threading
 from collections.abc import Callable
 
+process = object()
+"""Stands for this process, and is another in every fork. Unlike the process's id it costs no system call to look at."""
+
+
+def _born() -> None:
+    global process
+    process = object()
+
+
+os.register_at_fork(after_in_child=_born)
+
 PATIENCE = 1.0
 """Seconds a fork waits. The parent's event loop waits with it."""
 

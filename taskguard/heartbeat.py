@@ -11,12 +11,12 @@ leases end by themselves. A store that does not answer is asked again every seco
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from taskguard import forks
 from taskguard.custody import Hold
 from taskguard.errors import StoreError
 from taskguard.events import Event, Observer
@@ -47,7 +47,7 @@ class Heartbeat:
         self._stopping = False
         self._silence: tuple[float, float] | None = None
         self._thread: threading.Thread | None = None
-        self.pid = os.getpid()
+        self.process = forks.process
 
     def watch(self, hold: Hold, *, on_renewed: Callable[[], None]) -> None:
         """Renew this run's lease from now on; *on_renewed* is called, in the heartbeat's thread, the first time."""

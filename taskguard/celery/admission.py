@@ -16,7 +16,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -102,15 +102,23 @@ def coming_back(task: ReliableTask, envelope: Envelope) -> Iterator[frozenset[st
         downstreams.booking.reset(books)
 
 
-@contextmanager
 def admitted(
     task: ReliableTask, custody: Custody, args: Sequence[Any], kwargs: Mapping[str, Any], started: PermitBlock | None
-) -> Iterator[None]:
+) -> AbstractContextManager[object]:
     """The run's block: its downstreams let it in, hold its slots, and judge how it ends. Raises Refused.
 
     The body runs under the budget that their timeouts give, or what the deadline leaves where that is less. *started*:
     the block of the first downstream, where that was asked together with the claim.
     """
+    if not task.downstreams and type(task)._identity is None:
+        return coming_back(task, custody.envelope)  # what the body asks may book, too
+    return _admitted(task, custody, args, kwargs, started)
+
+
+@contextmanager
+def _admitted(
+    task: ReliableTask, custody: Custody, args: Sequence[Any], kwargs: Mapping[str, Any], started: PermitBlock | None
+) -> Iterator[None]:
     with coming_back(task, custody.envelope) as booked, ExitStack() as stack:
         identity = _identity_of(task)
         if identity is not None:

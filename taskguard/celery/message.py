@@ -215,9 +215,8 @@ def as_bytes(body: Any) -> bytes:
     return bytes(body) if isinstance(body, (bytearray, memoryview)) else repr(body).encode()
 
 
-def encode_result(app: Celery, value: Any) -> bytes:
+def encode_result(serializer: str, value: Any) -> bytes:
     """A result as it is stored for duplicates: its content type, a line feed, the payload."""
-    serializer = app.conf.result_serializer
     return _no_result(serializer) if value is None else _encoded(value, serializer)
 
 

@@ -23,6 +23,7 @@ from kombu.entity import Queue
 from kombu.serialization import registry
 from kombu.utils.json import JSONEncoder, dumps
 
+from taskguard import forks
 from taskguard.celery.flaws import is_name
 from taskguard.headers import KEY
 
@@ -74,7 +75,7 @@ class PlainCalls:
             and "as_task_v2" not in vars(amqp)
             and getattr(amqp.create_task_message, "__self__", None) is amqp
         )
-        self._pid = 0
+        self._process: object = None
         self._headers: dict[str, Any] = {}
 
     def call(self, task: ReliableTask, args: Any, kwargs: Any, options: Mapping[str, Any]) -> PlainCall | None:
@@ -82,9 +83,9 @@ class PlainCalls:
         args, kwargs, given = args or (), kwargs or {}, options.get("headers") or {}
         if self._replaced or options.get("task_type") is not task or not _is_plain(options):
             return None
-        if self._pid != os.getpid():  # which the headers name as their origin
+        if self._process is not forks.process:  # which the headers name as their origin
             # Not taskguard's own, which would give the template the delay of a message that is being sent.
-            self._headers, self._pid = celery_amqp.AMQP.as_task_v2(self._amqp, "", "").headers, os.getpid()
+            self._headers, self._process = celery_amqp.AMQP.as_task_v2(self._amqp, "", "").headers, forks.process
         if (
             not isinstance(args, (list, tuple))
             or type(kwargs) is not dict

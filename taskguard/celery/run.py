@@ -69,7 +69,7 @@ def deliver(task: ReliableTask, request: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(entered, Custody):
             request.taskguard_custody = entered
             try:
-                entered = _run(task, gate, entered, args, kwargs, entrance)
+                entered = _run(task, request, gate, entered, args, kwargs, entrance)
             finally:
                 transactional.close(task)
     except StoreError as exc:
@@ -94,9 +94,8 @@ def _whole(step: Callable[[], Outcome]) -> Outcome:
 
 
 def _run(
-    task: ReliableTask, gate: Gate, custody: Custody, args: Any, kwargs: Any, entrance: Entrance | None
+    task: ReliableTask, request: Any, gate: Gate, custody: Custody, args: Any, kwargs: Any, entrance: Entrance | None
 ) -> Settlement:
-    request = task.request
     if task.budget is not None and request.retries == 0:
         task.budget.record_try()
     token = inherited_deadline.set(custody.envelope.deadline_at)
@@ -141,12 +140,14 @@ def _run(
 
 
 def _completed(task: ReliableTask, gate: Gate, custody: Custody, value: Any) -> Settlement:
+    serializer = task.guard.result_serializer
     try:
-        result = encode_result(task.app, value)
+        result = encode_result(serializer, value)
     except Exception:  # noqa: BLE001
         # The body ran; only its duplicates go without the value. Celery reports what it cannot store itself.
-        result = encode_result(task.app, None)
-    entry = results.entry_of(task, task.request, value)
+        result = encode_result(serializer, None)
+    request = task.request
+    entry = results.entry_of(task, request, value)
     step = transactional.completing(task, custody, result)
     try:
         settlement = _whole(lambda: gate.complete(custody, value, result=result, entry=entry, step=step))
@@ -156,7 +157,7 @@ def _completed(task: ReliableTask, gate: Gate, custody: Custody, value: Any) -> 
         failure = exc
         return _whole(lambda: _failed(task, gate, custody, failure))
     if entry is not None and isinstance(settlement, Completed):
-        task.request.ignore_result = True  # it is written
+        request.ignore_result = True  # it is written
     return settlement
 
 

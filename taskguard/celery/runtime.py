@@ -7,10 +7,12 @@ import re
 import secrets
 import socket
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from celery import Celery
 
+from taskguard import forks
 from taskguard.downstream.desk import use
 from taskguard.errors import ConfigurationError
 from taskguard.events import Observers
@@ -45,9 +47,9 @@ class Runtime:
         self._settings: Settings | None = None
         self._store: MessageStore | None = None
         self._gate: Gate | None = None
-        self._pid = 0
+        self._process: object = None
         self._permits: PermitStore | None = None
-        self._permits_pid = 0
+        self._permits_process: object = None
         self._joined: tuple[MessageStore, PermitStore, JointStore | None] | None = None
         self._limiter: Limiter | None = None
 
@@ -58,20 +60,25 @@ class Runtime:
             self._settings = Settings.read(self._given, self.app.conf, os.environ)
         return self._settings
 
+    @cached_property
+    def result_serializer(self) -> str:
+        """Celery's setting, which takes longer to look up than most results to write."""
+        return str(self.app.conf.result_serializer)
+
     @property
     def shown_store(self) -> str:
         """The store's URL without its password."""
         return re.sub(r"://[^/@]*@", "://***@", self.settings.store or "memory://")
 
     def _open(self) -> tuple[MessageStore, Gate]:
-        if self._store is None or self._gate is None or self._pid != os.getpid():
+        if self._store is None or self._gate is None or self._process is not forks.process:
             settings = self.settings
             url = settings.store or "memory://"
             # A heartbeat that waits for one answer longer than a third of a lease has missed its beat.
             timeout = min(settings.store_timeout, max(settings.lease / 3, LEAST_TIMEOUT))
             self._store = open_store(url, namespace=settings.namespace, timeout=timeout)
             self._gate = Gate(self._store, settings, notify=self.observers)
-            self._pid = os.getpid()
+            self._process = forks.process
         return self._store, self._gate
 
     @property
@@ -87,11 +94,11 @@ class Runtime:
     @property
     def permits(self) -> PermitStore:
         """The permit store; beside the message store unless told otherwise."""
-        if self._permits is None or self._permits_pid != os.getpid():
+        if self._permits is None or self._permits_process is not forks.process:
             settings = self.settings
             url = settings.permits or settings.store or "memory://"
             self._permits = open_permits(url, namespace=settings.namespace, timeout=settings.permits_timeout)
-            self._permits_pid = os.getpid()
+            self._permits_process = forks.process
         return self._permits
 
     def joined_with(self, permits: PermitStore) -> JointStore | None:
@@ -136,7 +143,7 @@ class Runtime:
     @property
     def beats_here(self) -> bool:
         """Whether this process is a worker that runs its tasks itself (threads, gevent, solo), and no pool child."""
-        return self.heartbeat is not None and self.heartbeat.pid == os.getpid()
+        return self.heartbeat is not None and self.heartbeat.process is forks.process
 
     def tell(self, what: Callable[[], None]) -> None:
         """Do *what* talks to the result backend without holding up a worker's event loop; elsewhere, at once."""

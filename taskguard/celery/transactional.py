@@ -10,7 +10,7 @@ A run that neither touches its session nor sends anything opens no transaction.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +75,14 @@ def check(task: ReliableTask) -> None:
         )
 
 
-@contextmanager
-def joined(task: ReliableTask, custody: Custody) -> Iterator[None]:
+def joined(task: ReliableTask, custody: Custody) -> AbstractContextManager[None]:
     """The body's block. What leaves it, other than a value or a replacement, undoes what was written in it."""
-    if not task.transactional:
-        with sending():  # in eager mode this run may be inside another's body
-            yield
-        return
+    # In eager mode a plain run may be inside another's body.
+    return _joined(task, custody) if task.transactional else sending()
+
+
+@contextmanager
+def _joined(task: ReliableTask, custody: Custody) -> Iterator[None]:
     check(task)
     from taskguard.outbox.transactions import SessionTransaction
 
@@ -155,7 +156,7 @@ def discarding(task: ReliableTask, custody: Custody, why: Drop) -> Callable[[], 
 
 def close(task: ReliableTask) -> None:
     """The run is over: undo what was not committed."""
-    transaction = getattr(task.request, "taskguard_transaction", None)
+    transaction = getattr(task.request, "taskguard_transaction", None) if task.transactional else None
     if transaction is not None:
         transaction.undo()
 
@@ -192,6 +193,8 @@ def _tell_left(task: ReliableTask, transaction: RunTransaction) -> None:
 
 
 def _begun(task: ReliableTask) -> RunTransaction | None:
+    if not task.transactional:
+        return None
     transaction: RunTransaction | None = getattr(task.request, "taskguard_transaction", None)
     return transaction if transaction is not None and transaction.begun else None
 

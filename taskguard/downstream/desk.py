@@ -19,6 +19,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Protocol
 
+from taskguard import forks
 from taskguard.downstream.denials import Denials
 from taskguard.downstream.outage import Outage, Shielded
 from taskguard.downstream.storeclock import StoreClock
@@ -289,7 +290,7 @@ class _Renewals:
 
 def _watch(desk: weakref.ref[Desk], store: Shielded) -> None:
     """Listen until nobody uses the desk any more."""
-    pid = os.getpid()
+    process = forks.process
 
     def tell(view: CircuitView) -> None:
         alive = desk()
@@ -297,7 +298,7 @@ def _watch(desk: weakref.ref[Desk], store: Shielded) -> None:
             alive.told(view)
 
     def gone() -> bool:
-        return desk() is None or os.getpid() != pid
+        return desk() is None or forks.process is not process
 
     while not gone():
         try:

@@ -142,14 +142,14 @@ def test_a_body_is_bytes_whatever_the_transport_made_of_it(body: Any, expected: 
 def test_a_result_comes_back_as_it_was(value: Any) -> None:
     """What a duplicate is told is what the run returned."""
     app = Celery("results", set_as_current=False)
-    assert messages.decode_result(app, messages.encode_result(app, value)) == value
+    assert messages.decode_result(app, messages.encode_result(app.conf.result_serializer, value)) == value
 
 
 def test_a_result_of_a_serializer_of_bytes_comes_back_too() -> None:
     """Pickle, where the application accepts it."""
     app = Celery("results", set_as_current=False)
     app.conf.update(result_serializer="pickle", result_accept_content=["pickle"])
-    assert messages.decode_result(app, messages.encode_result(app, {1, 2})) == {1, 2}
+    assert messages.decode_result(app, messages.encode_result(app.conf.result_serializer, {1, 2})) == {1, 2}
 
 
 def test_the_context_of_a_message_at_rest_has_its_workflow(app: Celery, charge: Any) -> None:
