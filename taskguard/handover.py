@@ -96,10 +96,6 @@ class Outbox(Protocol):
         """Return when rows may have come, or after so many seconds; True where the database told of some."""
         ...
 
-    def due_in(self) -> float | None:
-        """Seconds until the next record of the store is due, 0 or less where one is; None where none rests."""
-        ...
-
 
 class Dispatcher(Protocol):
     """Hands rows to the broker as they are."""

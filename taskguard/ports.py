@@ -97,8 +97,16 @@ class MessageStore(Protocol):
     def take_due(self, *, limit: int, lease: float) -> list[Leased]:
         """Lease up to *limit* due messages to the caller, the longest due first; ended runs are counted as crashed."""
 
-    def next_due_at(self) -> float | None:
-        """When the next message is due, None when none rests."""
+    def due_in(self) -> float | None:
+        """Seconds until the next message is due or run's lease ends, negative where one has been; None without any."""
+
+    def watch_due(self, told: Callable[[bool], None], *, stop: Callable[[], bool]) -> None:
+        """Call *told* with True soon after a message at rest was given a moment before those of all others.
+
+        Blocks until *stop* says so, which is asked every few seconds. It is True once for the beginning, and False
+        where the connection is lost: then nothing is said until it is True again. A store that cannot push returns at
+        once.
+        """
 
     def remove(self, leased: Sequence[Leased]) -> int:
         """These are published. Returns how many were still leased to the caller."""
@@ -214,6 +222,9 @@ class PermitStore(Protocol):
 
     def paused(self) -> Mapping[str, tuple[float | None, str, str]]:
         """The paused queues: until when, who and why."""
+
+    def watch_paused(self, told: Callable[[bool], None], *, stop: Callable[[], bool]) -> None:
+        """As `MessageStore.watch_due`, soon after a queue was paused or resumed; not when a pause ends by itself."""
 
     def now(self) -> float:
         """The store's clock."""

@@ -3,6 +3,10 @@
 It leases due messages in one step, publishes them with the broker's confirmation, and only then removes them. Killed
 anywhere in between, it leaves them leased: they come due again when the lease ends, and the claim recognises whatever
 was published twice. Any number of relays share the work. A run whose lease ended is due like any other message.
+
+Where the store tells of what comes due, an idle relay sleeps until the moment at which the next message is. It still
+looks often enough to see the end of every lease that begins meanwhile. Where messages come due one after the other it
+takes them together, once in a *poll*, as everywhere else.
 """
 
 from __future__ import annotations
@@ -82,6 +86,9 @@ class Relay:
         self._outbox_batch = self._outbox_limit = outbox_batch
         self._retention = retention
         self._sweep_at = time.monotonic() + SWEEP_EVERY
+        self._rung = threading.Event()
+        self._is_told = False
+        self._took_at = -poll
 
     def step(self) -> int:
         """Take one batch from rest. Returns how many messages are published or settled.
@@ -167,24 +174,60 @@ class Relay:
         return handed
 
     def run(self, stop: threading.Event) -> None:
-        """Relay until *stop* is set. Failures are told and waited out, with backoff up to five seconds."""
+        """Relay until *stop* is set; who sets it must `ring`, too. Failures are told and waited out, with backoff up to
+        five seconds.
+        """
         if self._outbox() is not None and self._dispatch is not None:
             self._run_with_outbox(stop)
             return
-        pause = self._poll
+        threading.Thread(target=self._listen, args=(stop,), name="taskguard-due", daemon=True).start()
+        failures = 0
         while not stop.is_set():
             try:
                 with undisturbed:
-                    moved = self.step()
+                    pause = self._turn()
                     self._sweep()
-                pause = 0.0 if moved >= self._batch else self._poll
-            except TaskguardError as exc:
-                pause = min(max(2 * pause, self._poll), 5.0)
-                self._notify(Event(name="relay_failed", detail=str(exc)))
+                failures = 0
             except Exception as exc:  # noqa: BLE001 (a broker's errors are its transport's; the relay must outlive all)
-                pause = min(max(2 * pause, self._poll), 5.0)
-                self._notify(Event(name="relay_failed", detail=f"{type(exc).__name__}: {exc}"))
-            stop.wait(pause)
+                failures = self._failed(exc, failures)
+                stop.wait(min(self._poll * 2.0**failures, 5.0))
+            else:
+                self._rest(stop, pause)
+
+    def ring(self) -> None:
+        """End the relay's sleep: something is due, or it is to stop."""
+        self._rung.set()
+
+    def _listen(self, stop: threading.Event) -> None:
+        def told(stands: bool) -> None:
+            self._is_told = stands
+            self.ring()
+
+        try:
+            self._store().watch_due(told, stop=stop.is_set)
+        except Exception as exc:  # noqa: BLE001 (it is no more than a wish to be told: the relay looks by itself)
+            self._notify(Event(name="relay_failed", detail=f"not told of what is due: {type(exc).__name__}: {exc}"))
+        self._is_told = False
+
+    def _turn(self) -> float:
+        """Take what is due. Returns the seconds until the next look."""
+        if self._is_told:
+            due_in, longest = self._store().due_in(), max(self._lease / 3, self._poll)
+            if due_in is None or due_in > 0:
+                return longest if due_in is None else min(due_in, longest)
+        moved = self.step()
+        if moved or self._is_told:
+            self._took_at = time.monotonic()
+        return 0.0 if moved >= self._batch else self._poll
+
+    def _rest(self, stop: threading.Event, seconds: float) -> None:
+        """Until the time is over, or sooner where the store tells of something; but no sooner than a poll after what
+        was taken last, so that messages that come due one after the other go out together."""
+        until = time.monotonic() + seconds
+        stop.wait(min(until, self._took_at + self._poll) - time.monotonic())
+        if not stop.is_set():
+            self._rung.wait(until - time.monotonic())
+        self._rung.clear()
 
     def _run_with_outbox(self, stop: threading.Event) -> None:
         """As `run`. All that is due is looked for every *poll*, however busy the outbox is, and again at once where it
@@ -208,9 +251,7 @@ class Relay:
                         self._sweep()
                 failures = 0
             except Exception as exc:  # noqa: BLE001 (a broker's errors are its transport's; the relay must outlive all)
-                failures += 1
-                text = str(exc) if isinstance(exc, TaskguardError) else f"{type(exc).__name__}: {exc}"
-                self._notify(Event(name="relay_failed", detail=text))
+                failures = self._failed(exc, failures)
             if failures:
                 longest = min(self._poll * 2.0**failures, 5.0)
                 stop.wait(random.uniform(longest / 2, longest))  # so that the relays of a fleet do not return as one
@@ -226,9 +267,14 @@ class Relay:
                 if not told:
                     look_at = 0.0
 
+    def _failed(self, exc: Exception, before: int) -> int:
+        """Tell of it. Returns how many failures in a row that makes, as far as the longest backoff asks."""
+        text = str(exc) if isinstance(exc, TaskguardError) else f"{type(exc).__name__}: {exc}"
+        self._notify(Event(name="relay_failed", detail=text))
+        return min(before + 1, 10)
+
     def _is_due(self) -> bool:
-        outbox = self._outbox()
-        due_in = outbox.due_in() if outbox is not None else None
+        due_in = self._store().due_in()
         return due_in is not None and due_in <= 0
 
     def _wait(self, stop: threading.Event, seconds: float) -> bool:

@@ -2,6 +2,7 @@
 
 A thread asks the store; the worker's own thread, whose connection it is, stops and begins to consume. What was fetched
 before runs to its end. A store that does not answer changes nothing: what was paused stays so, what was not goes on.
+Where nothing is paused and the store tells of changes, it is asked only now and then.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ logger = get_logger(__name__)
 
 LOOK_EVERY = 0.3
 """Seconds between two looks. With a turn of the event loop, a pause is everywhere within a second."""
+SELDOM = 10.0
+"""Seconds between two looks where nothing is paused and the store tells when that changes."""
 FIRST_PATIENCE = 5.0
 """Seconds a worker that starts waits for the store's word before it consumes without it."""
 
@@ -44,6 +47,8 @@ class Pauser(bootsteps.StartStopStep):  # type: ignore[misc]
         self._known: Paused | None = None
         self._told = ""
         self._stop = threading.Event()
+        self._rung = threading.Event()
+        self._is_told = False
 
     def start(self, consumer: Any) -> None:
         """Leave out what is paused, and watch."""
@@ -57,19 +62,38 @@ class Pauser(bootsteps.StartStopStep):  # type: ignore[misc]
         self._apply(consumer, self._known or {})
         watching = (consumer, runtime, stop)
         threading.Thread(target=self._watch, args=watching, name="taskguard-pauser", daemon=True).start()
+        threading.Thread(target=self._listen, args=(runtime, stop), name="taskguard-paused", daemon=True).start()
 
     def stop(self, consumer: Any) -> None:
         """The connection is gone, or the worker goes."""
         self._stop.set()
+        self._rung.set()
 
     terminate = stop
 
     def _watch(self, consumer: Any, runtime: Runtime, stop: threading.Event) -> None:
-        while not stop.wait(LOOK_EVERY):
+        paused: Paused | None = self._known
+        while not stop.is_set():
+            self._rung.wait(SELDOM if self._is_told and paused == {} and not self._held else LOOK_EVERY)
+            self._rung.clear()
+            if stop.is_set():
+                return
             with undisturbed:
                 paused = self._look(runtime)
             if paused is not None and (self._held or paused):
                 consumer.call_soon(self._in_turn, consumer, paused, stop)
+
+    def _listen(self, runtime: Runtime, stop: threading.Event) -> None:
+        def told(stands: bool) -> None:
+            if not stop.is_set():  # else another has taken over
+                self._is_told = stands
+                self._rung.set()
+
+        try:
+            runtime.permits.watch_paused(told, stop=stop.is_set)
+        except Exception:
+            logger.exception("not told of paused queues; the store is asked more often instead")
+        told(False)
 
     def _look(self, runtime: Runtime) -> Paused | None:
         try:

@@ -28,9 +28,9 @@ OF_A_LEASE = 0.75
 """The lease of a Redis channel, as a share of a run's. Its end is seen a beat later, and the messages have yet to be
 taken again: with all of it, what was never started came back later than what was."""
 
-REAP_EVERY = 0.5
-"""Seconds between two looks for dead children. The pool looks when a child's pipe closes, a moment before the kernel
-lets it be waited for; what the pool misses then, it would find five seconds later."""
+REAP_AFTER = (0.02, 0.1, 0.5, 1.0)
+"""Seconds after which a dead child is looked for once more. The pool looks when a child's pipe closes, a moment before
+the kernel lets it be waited for; what the pool misses then, it would find five seconds later."""
 
 
 class Beating(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -74,10 +74,18 @@ class Beating(bootsteps.StartStopStep):  # type: ignore[misc]
         signals.worker_shutdown.connect(stop, weak=False)
 
     def register_with_event_loop(self, worker: Any, hub: Any) -> None:
-        """Celery's event loop is there: look for dead children often."""
-        maintain = getattr(getattr(worker.pool, "_pool", None), "maintain_pool", None)
-        if maintain is not None:
-            hub.call_repeatedly(REAP_EVERY, maintain)
+        """Celery's event loop is there, perhaps anew. This is called before the pool's own."""
+        pool: Any = getattr(worker.pool, "_pool", None)
+        exited = getattr(type(pool), "_event_process_exit", None)
+        if exited is None:
+            return
+
+        def reaped(hub: Any, process: Any) -> None:
+            exited(pool, hub, process)
+            for seconds in REAP_AFTER:
+                hub.call_later(seconds, pool.maintain_pool)
+
+        pool._event_process_exit = reaped
 
 
 class Relaying(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -89,6 +97,7 @@ class Relaying(bootsteps.StartStopStep):  # type: ignore[misc]
         super().__init__(worker, **options)
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._relay: Relay | None = None
 
     def include_if(self, worker: Any) -> bool:
         """Whether this worker relays."""
@@ -96,14 +105,15 @@ class Relaying(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def start(self, worker: Any) -> None:
         """Begin to relay."""
-        relay = make_relay(worker.app)
-        self._thread = threading.Thread(target=relay.run, args=(self._stop,), name="taskguard-relay", daemon=True)
+        self._relay = make_relay(worker.app)
+        self._thread = threading.Thread(target=self._relay.run, args=(self._stop,), name="taskguard-relay", daemon=True)
         self._thread.start()
 
     def stop(self, worker: Any) -> None:
         """Finish the batch and stop."""
         self._stop.set()
-        if self._thread is not None:
+        if self._thread is not None and self._relay is not None:
+            self._relay.ring()
             self._thread.join(timeout=10)
 
 

@@ -44,7 +44,12 @@ def relay(ctx: click.Context, batch: int, poll: float, once: bool) -> None:
         return
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     stop = threading.Event()
+
+    def end(*_: object) -> None:
+        stop.set()
+        relaying.ring()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, end)
     click.echo(f"Relaying for {app.main or app}; Ctrl-C ends it.", err=True)
     relaying.run(stop)

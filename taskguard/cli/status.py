@@ -28,7 +28,7 @@ def status(store: MessageStore, as_json: bool) -> None:
             for state, depth in depths.items()
         )
         return
-    due_at = store.next_due_at()
+    due_in = store.due_in()
     from taskguard.cli.screen import console, table
 
     rows = table()
@@ -42,6 +42,6 @@ def status(store: MessageStore, as_json: bool) -> None:
     screen = console()
     screen.print(rows)
     screen.print("What waits in the broker's queues is not counted: no worker has taken it yet.", style="dim")
-    if due_at is not None:
-        late = now - due_at
-        screen.print(f"the next is due in {age(-late)}" if late < 0 else f"the longest due has waited {age(late)}")
+    if due_in is not None:
+        late = due_in <= 0
+        screen.print(f"the longest due has waited {age(-due_in)}" if late else f"the next is due in {age(due_in)}")

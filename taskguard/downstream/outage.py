@@ -146,6 +146,9 @@ class Shielded:
     def watch_circuits(self, changed: Callable[[CircuitView], None], *, stop: Callable[[], bool]) -> None:
         self.store.watch_circuits(changed, stop=stop)
 
+    def watch_paused(self, told: Callable[[bool], None], *, stop: Callable[[], bool]) -> None:
+        self.store.watch_paused(told, stop=stop)
+
     def force(self, name: str, state: CircuitState, *, until: float | None, who: str, why: str) -> CircuitView:
         return self._ask(self.store.force, name, state, until=until, who=who, why=why)
 

@@ -117,6 +117,9 @@ class CellStore(ABC):
                     changed(view)
             self._rest()
 
+    def watch_paused(self, told: Callable[[bool], None], *, stop: Callable[[], bool]) -> None:
+        return  # it cannot push
+
     def _circuit(self, name: str, step: Callable[[Circuit, float], Circuit]) -> CircuitView:
         cell: Cell = ("circuit", name)
 

@@ -88,6 +88,9 @@ class RecordStore(ABC):
     def _run(self, work: Callable[[Unit], T]) -> T:
         """Do *work* in one unit: all of it or nothing, perhaps more than once until it could be committed."""
 
+    def watch_due(self, told: Callable[[bool], None], *, stop: Callable[[], bool]) -> None:
+        return  # it cannot push
+
     @atomic
     def claim(self, unit: Unit, envelope: Envelope, *, holder: str, lease: float, max_crashes: int) -> Claim:
         before = unit.get(envelope.id)

@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from taskguard.ports import MessageStore
 
-READS = frozenset({"find", "scan", "depths", "now", "ping", "close", "next_due_at"})
+READS = frozenset({"find", "scan", "depths", "now", "ping", "close", "due_in", "watch_due"})
 """Operations of a store that leave it as it is. All others are crash points, those that are still to come included."""
 
 STEPS = {

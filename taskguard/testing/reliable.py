@@ -142,13 +142,13 @@ class Reliable:
                     raise AssertionError(f"drain: no end after {BUSY} deliveries; {self._unfinished()}")
             if self._relay.step():
                 continue
-            due_at = self.store.next_due_at()
-            if due_at is None or due_at > limit:
+            due_in = self.store.due_in()
+            if due_in is None or self.clock() + due_in > limit:
                 break
             moves += 1
             if moves > MOVES:
                 raise AssertionError(f"drain: no end after {MOVES} moves of the clock; {self._unfinished()}")
-            self.clock.move_to(due_at)
+            self.clock.move_to(self.clock() + due_in)
         if limit != float("inf"):
             self.clock.move_to(limit)
         self.store.expire(limit=SWEEP)

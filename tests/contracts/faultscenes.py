@@ -205,10 +205,14 @@ def of_take_due(store: MessageStore, key: str) -> tuple[Call, Callable[[Any, Mes
 
 
 @scene
-def of_next_due_at(store: MessageStore, key: str) -> tuple[Call, Callable[[Any, MessageStore], None]]:
-    due_at = (store.next_due_at() or 1000.0) - 1.0
-    store.schedule(message(key), due_at=due_at)
-    return lambda s: s.next_due_at(), same(due_at)
+def of_due_in(store: MessageStore, key: str) -> tuple[Call, Callable[[Any, MessageStore], None]]:
+    due_in = min(store.due_in() or 0.0, 0.0) - 1000.0
+    store.schedule(message(key), due_at=store.now() + due_in)
+
+    def check(answer: Any, _: MessageStore) -> None:
+        assert abs(answer - due_in) < AGREED
+
+    return lambda s: s.due_in(), check
 
 
 @scene

@@ -40,7 +40,7 @@ def test_a_scheduled_message_rests_whole_beside_its_keys_record(store: MessageSt
 def test_a_scheduled_message_is_due_at_its_moment_and_not_before(store: MessageStore, clock: ManualClock) -> None:
     """`countdown` and `eta` rest in the store; the due moment publishes."""
     store.schedule(message(), due_at=clock() + 60)
-    assert store.next_due_at() == clock() + 60
+    assert store.due_in() == 60
     clock.advance(59.75)
     assert take(store) == []
     clock.advance(0.25)
@@ -92,7 +92,7 @@ def test_a_published_copy_is_gone(store: MessageStore, clock: ManualClock) -> No
     store.schedule(message(), due_at=clock())
     assert store.remove(take(store)) == 1
     assert store.find(message().copy_id) is None
-    assert store.next_due_at() is None
+    assert store.due_in() is None
 
 
 def test_remove_counts_only_what_was_still_leased(store: MessageStore, clock: ManualClock) -> None:
@@ -240,14 +240,14 @@ def test_an_outcome_wakes_all_who_wait_for_it_and_nobody_else(store: MessageStor
     assert sorted(task_ids(take(store))) == ["task-2", "task-3"]
 
 
-def test_next_due_at_is_the_earliest_of_leases_and_moments(store: MessageStore, clock: ManualClock) -> None:
+def test_due_in_tells_of_the_earliest_of_leases_and_moments(store: MessageStore, clock: ManualClock) -> None:
     """So that a relay can sleep until there is work."""
-    assert store.next_due_at() is None
+    assert store.due_in() is None
     store.schedule(message("late", task_id="task-2"), due_at=clock() + 60)
     run(store, message())
-    assert store.next_due_at() == clock() + LEASE
+    assert store.due_in() == LEASE
     store.complete(message().id, existing(store, message().id).token, result=b"1", retention=DAY)
-    assert store.next_due_at() == clock() + 60
+    assert store.due_in() == 60
     assert store.take_due(limit=10, lease=30) == []
 
 
@@ -299,3 +299,24 @@ def test_a_crash_of_a_published_message_is_not_forgotten(store: MessageStore, cl
     assert existing(store, message().id).expires_at is not None
     assert store.crash(hold(message()), message(sequence=1), attempt=attempt("crash")) is True
     assert existing(store, message().id).expires_at is None
+
+
+def test_a_watcher_is_told_of_what_is_due_before_all_others(store: MessageStore, clock: ManualClock) -> None:
+    """Not of what comes later, nor of a relay's lease. A store that cannot push says so by coming back at once."""
+    store.schedule(message("leased", task_id="task-0"), due_at=clock())
+    heard: list[float | None] = []
+
+    def told(stands: bool) -> None:
+        assert stands
+        heard.append(store.due_in())
+        match len(heard):
+            case 1:
+                store.take_due(limit=1, lease=500)
+                store.schedule(message("first", task_id="task-1"), due_at=clock() + 60)
+            case 2:
+                store.schedule(message("later", task_id="task-2"), due_at=clock() + 120)
+                token = run(store, message("runs", task_id="task-3"))
+                store.rest(message("runs").id, token, message("runs", sequence=1), due_at=clock() + 10, attempt=None)
+
+    store.watch_due(told, stop=lambda: len(heard) == 3)
+    assert heard in ([0, 60, 10], [])

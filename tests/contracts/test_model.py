@@ -245,7 +245,7 @@ class Lives(RuleBasedStateMachine):
             assert {record.id for record in self.store.scan(state)} == expected
             assert depths[state].count == len(expected)
         dues = [entry.due_at for entry in living.values() if entry.due_at is not None]
-        assert self.store.next_due_at() == min(dues, default=None)
+        assert self.store.due_in() == (min(dues) - self.clock() if dues else None)
 
     @invariant()
     def records_are_as_the_model_says(self) -> None:

@@ -112,7 +112,7 @@ def test_what_a_transaction_wrote_is_handed_over_when_it_has_committed(house: Ho
     assert house.hand_over() == Handed(taken=3, published=3)
     assert house.broker.keys == ["a", "b", "c"]
     assert house.hand_over() == Handed()
-    assert house.store.next_due_at() is None
+    assert house.store.due_in() is None
 
 
 def test_what_is_rolled_back_was_never_there(house: House) -> None:

@@ -61,3 +61,19 @@ def test_a_store_tells_its_clock(permits: PermitStore, micros: MicroClock) -> No
     """To the microsecond."""
     micros.advance(us=123_457)
     assert permits.now() == pytest.approx(START + 0.123457, abs=4e-7)
+
+
+def test_a_watcher_is_told_when_a_queue_is_paused_or_resumed(permits: PermitStore) -> None:
+    """So that workers need not ask. A store that cannot push says so by coming back at once."""
+    heard: list[list[str]] = []
+
+    def told(stands: bool) -> None:
+        assert stands
+        heard.append(list(permits.paused()))
+        if len(heard) == 1:
+            permits.pause("mail", until=None, who="eve", why="")
+        elif len(heard) == 2:
+            permits.resume("mail")
+
+    permits.watch_paused(told, stop=lambda: len(heard) == 3)
+    assert heard in ([[], ["mail"], []], [])

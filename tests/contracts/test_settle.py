@@ -29,7 +29,7 @@ def test_complete_keeps_the_result_and_lets_the_message_go(store: MessageStore, 
     record = existing(store, message().id)
     assert (record.state, record.result, record.wire) == (State.DONE, b"receipt", None)
     assert (record.due_at, record.expires_at, record.updated_at) == (None, clock() + 60, clock())
-    assert store.next_due_at() is None
+    assert store.due_in() is None
 
 
 def test_rest_puts_the_next_delivery_to_rest(store: MessageStore, clock: ManualClock) -> None:

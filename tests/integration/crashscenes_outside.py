@@ -129,7 +129,7 @@ def an_operator_who_purges(crew: Crew, point: Point) -> None:
 
 
 @dies_at("MessageStore.depths")
-@dies_at("MessageStore.next_due_at")
+@dies_at("MessageStore.due_in")
 @dies_at("MessageStore.close")
 def an_operator_who_looks(crew: Crew, point: Point) -> None:
     crew.armoury.arm(point, role=OFFICE)

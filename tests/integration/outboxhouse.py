@@ -73,7 +73,7 @@ class OutboxHouse:
 
     def wait_empty(self) -> None:
         """Wait until nothing is left in the outbox."""
-        empty = Deadline.after(PATIENCE).reached(lambda: self.store.next_due_at() is None)
+        empty = Deadline.after(PATIENCE).reached(lambda: self.store.due_in() is None)
         assert empty, f"{self.store.outbox.status()}\n{self.logs()}"
 
     def logs(self) -> str:

@@ -40,6 +40,8 @@ SPARED = {
     "Message.decode": "talks to nobody",
     "PermitStore.circuits": "operators look at it: it reads",
     "PermitStore.watch_circuits": "a thread listens, and its process's death ends that; a call asks for what it missed",
+    "PermitStore.watch_paused": "a thread listens, and its process's death ends that; the next worker asks",
+    "MessageStore.watch_due": "a thread listens, and its process's death ends that; the next relay looks",
     "PermitStore.now": "reads a clock",
     "PermitStore.close": "gives connections back",
     "PermitStore.force": "an operator's, who says it again; where a downstream asks to wait, the run dies as at report",

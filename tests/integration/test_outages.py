@@ -161,7 +161,7 @@ def test_a_relay_killed_between_publishing_and_removing_repeats_nothing(no_worke
     assert _python(site, KILLED_RELAY).returncode == -signal.SIGKILL
     for result in (*delayed, retried):
         site.wait_state(result, "SUCCESS")
-    assert site.store.next_due_at() is not None, "the delayed messages are still at rest"
+    assert site.store.due_in() is not None, "the delayed messages are still at rest"
 
     site.wait_past(site.store.now() + LEASE)
     again = _python(site, RELAY)

@@ -63,7 +63,6 @@ SPARED = {
     "Relay.step": "of what is due in the store: its points are in test_crash_points",
     "Relay.run": "does not end",
     "Outbox.wait": "listens, with nothing in hand",
-    "Outbox.due_in": "reads",
     "handing.outgoing": "talks to nobody",
     "dispatching.one_by_one": "for other brokers: Publisher.publish for each row, and test_crash_points has that",
 }

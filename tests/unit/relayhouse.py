@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from taskguard.envelope import Envelope
 from taskguard.events import Event
@@ -68,3 +69,18 @@ class House:
             self.store.schedule(envelope, due_at=self.clock.at + due_in + number / 1000)
         self.clock.advance(len(keys) / 1000)
         return messages
+
+
+@contextmanager
+def running(relay: Relay) -> Iterator[None]:
+    """*relay* runs on a thread while the block is open."""
+    stop = threading.Event()
+    thread = threading.Thread(target=relay.run, args=(stop,))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        relay.ring()
+        thread.join(10)
+    assert not thread.is_alive()

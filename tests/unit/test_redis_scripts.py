@@ -139,7 +139,7 @@ def test_a_record_deleted_by_hand_is_not_handed_out(store: RedisStore, clock: Ma
     store.schedule(order(), due_at=clock())
     server.delete(*server.keys(f"*:record:{order().copy_id}"))
     assert store.take_due(limit=9, lease=30) == []
-    assert store.next_due_at() is None
+    assert store.due_in() is None
 
 
 def test_scan_reads_on_where_its_reader_moves_what_it_read(store: RedisStore, clock: ManualClock) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -348,18 +347,6 @@ def test_without_a_lease_nobody_else_gives_back(place: Place) -> None:
     with pytest.raises(TimeoutError):
         other.connection.drain_events(timeout=1.5)
     assert len(place.unacked()) == 1
-
-
-@pytest.mark.parametrize("priority", [0, 3, 9])
-def test_an_idle_consumer_is_told_of_a_message(place: Place, monkeypatch: pytest.MonkeyPatch, priority: int) -> None:
-    """At once, in any queue and at any priority: it does not find it by looking now and then."""
-    monkeypatch.setattr("taskguard.celery.redis_broker.taker.PAUSE", 1000)
-    desk = place.desk(place.queue, place.queue_named("other"))
-    assert desk.quiet()
-    sender = threading.Timer(0.3, lambda: place.send("ring", queue=place.queue_named("other"), priority=priority))
-    sender.start()
-    assert bodies(desk.receive()) == ["ring"]
-    sender.join()
 
 
 def test_without_acknowledgement_and_fanout_go_kombu_s_way(place: Place) -> None:

@@ -125,7 +125,7 @@ def test_a_silent_broker_is_given_up(server: PrivateRedis, private: Place, skip:
     taker = desk.channel.taker
     drain_until(desk, lambda: taker._line is not None and not taker._awaited)
     with server.frozen():
-        skip(2)
+        skip(10)
         taker.turn()
         assert taker._awaited
         skip(desk.channel.health_check_interval + 10)

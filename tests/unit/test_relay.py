@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -17,12 +17,11 @@ from taskguard.errors import StoreUnavailable
 from taskguard.events import Event
 from taskguard.headers import AHEAD, next_attempt
 from taskguard.record import State
-from taskguard.relay import Relay
 from taskguard.stores import open_store
 from taskguard.stores.memory import MemoryStore
 from tests.clocks import ManualClock
 from tests.contracts.messages import DAY, LEASE, existing, message, run
-from tests.unit.relayhouse import Broker, House
+from tests.unit.relayhouse import Broker, House, running
 
 
 @pytest.fixture
@@ -36,7 +35,7 @@ def test_what_is_due_goes_out_as_it_was_sent_the_longest_due_first(house: House)
     messages = house.rests("a", "b", "c")
     assert house.relay().step() == 3
     assert house.broker.queue == messages
-    assert house.store.next_due_at() is None
+    assert house.store.due_in() is None
     assert [event.name for event in house.events] == ["published"] * 3
 
 
@@ -122,7 +121,7 @@ def test_a_batch_of_refused_messages_gives_way_to_the_next(house: House) -> None
     house.clock.advance(LEASE)
     assert relay.step() == 2
     assert sorted(house.broker.keys) == ["a", "b", "c"]
-    assert house.store.next_due_at() is None
+    assert house.store.due_in() is None
 
 
 def test_a_broker_that_goes_away_fails_all_that_are_left(house: House) -> None:
@@ -158,7 +157,7 @@ def test_what_is_past_its_deadline_is_settled_and_not_published(house: House) ->
 
     assert house.relay(expire=settle).step() == 1
     assert (settled, house.broker.queue) == ([late], [])
-    assert house.store.next_due_at() is None
+    assert house.store.due_in() is None
 
 
 def test_what_is_past_its_deadline_and_cannot_be_settled_goes_to_a_worker(house: House) -> None:
@@ -237,7 +236,7 @@ def test_a_message_that_rests_anew_while_it_was_published_is_not_removed(
     house.relay().step()
     house.relay().step()
     assert house.broker.queue == [message(), again]
-    assert house.store.next_due_at() is None
+    assert house.store.due_in() is None
 
 
 # -- killed anywhere ---------------------------------------------------------------------------------------------------
@@ -271,47 +270,27 @@ def test_a_relay_killed_at_any_point_loses_nothing(deaths: list[tuple[int, bool]
     while house.relay(batch=batch).step():
         pass
     assert set(house.broker.keys) == {"a", "b", "c", "d", "e"}
-    assert store.next_due_at() is None
+    assert store.due_in() is None
 
 
 # -- the loop ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def running(house: House) -> Callable[[Relay], Callable[[], None]]:
-    """Run a relay on a thread; what comes back stops it and waits for it."""
-
-    def start(relay: Relay) -> Callable[[], None]:
-        stop = threading.Event()
-        thread = threading.Thread(target=relay.run, args=(stop,))
-        thread.start()
-
-        def end() -> None:
-            stop.set()
-            thread.join(10)
-            assert not thread.is_alive()
-
-        return end
-
-    return start
-
-
-def test_the_loop_outlives_a_broker_that_is_away(house: House, running: Callable[[Relay], Callable[[], None]]) -> None:
+def test_the_loop_outlives_a_broker_that_is_away(house: House) -> None:
     """It tells, waits longer each time, and publishes when the broker is back."""
     house.rests("a")
     house.broker.gone_after = 0
-    end = running(house.relay(poll=0.01))
-    assert house.broker.asked.acquire(timeout=10)
-    house.broker.gone_after = None
-    house.clock.advance(LEASE)
-    assert house.broker.asked.acquire(timeout=10)
-    end()
+    with running(house.relay(poll=0.01)):
+        assert house.broker.asked.acquire(timeout=10)
+        house.broker.gone_after = None
+        house.clock.advance(LEASE)
+        assert house.broker.asked.acquire(timeout=10)
     assert house.broker.keys == ["a"]
     assert [event.name for event in house.events] == ["relay_failed", "published"]
     assert house.events[0].detail == "OSError: the broker is away"
 
 
-def test_the_loop_outlives_a_store_that_is_away(house: House, running: Callable[[Relay], Callable[[], None]]) -> None:
+def test_the_loop_outlives_a_store_that_is_away(house: House) -> None:
     """StoreUnavailable is told in its own words."""
 
     class Absent(MemoryStore):
@@ -325,15 +304,12 @@ def test_the_loop_outlives_a_store_that_is_away(house: House, running: Callable[
 
     house.store = Absent(house.clock)
     house.rests("a")
-    end = running(house.relay(poll=0.01))
-    assert house.broker.asked.acquire(timeout=10)
-    end()
+    with running(house.relay(poll=0.01)):
+        assert house.broker.asked.acquire(timeout=10)
     assert house.events[0] == Event(name="relay_failed", detail="no answer within 5 s")
 
 
-def test_the_loop_sweeps_out_what_is_past_its_retention(
-    house: House, running: Callable[[Relay], Callable[[], None]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loop_sweeps_out_what_is_past_its_retention(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing grows without bound in a store that does not forget by itself."""
     monkeypatch.setattr(relay_module, "SWEEP_EVERY", 0.0)
     swept = threading.Event()
@@ -348,7 +324,6 @@ def test_the_loop_sweeps_out_what_is_past_its_retention(
     house.store = Swept(house.clock)
     house.store.complete(message().id, run(house.store, message()), result=b"7", retention=DAY)
     house.clock.advance(DAY)
-    end = running(house.relay(poll=0.01))
-    assert swept.wait(10)
-    end()
+    with running(house.relay(poll=0.01)):
+        assert swept.wait(10)
     assert house.store.records == {}

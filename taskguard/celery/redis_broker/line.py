@@ -34,8 +34,8 @@ class Line:
         self.tracked = False
         try:
             self.turns.connection.connect()
-            self.load()
             self.tracked = self._track()
+            self.load()
         except BaseException:
             self.close()
             raise
@@ -53,7 +53,9 @@ class Line:
             number = wakes.read_response()
             wakes.send_command("SUBSCRIBE", INVALIDATIONS, check_health=False)
             wakes.read_response()
-            self._ask("CLIENT", "TRACKING", "ON", "REDIRECT", number, "NOLOOP")
+            # Of what is looked at, and of nothing else: what turns read, every worker of the fleet writes all the time.
+            self._ask("CLIENT", "TRACKING", "ON", "REDIRECT", number, "OPTIN", "NOLOOP")
+            self._ask("CLIENT", "CACHING", "YES")  # whether it may: the next command reads no key
         except stock.redis.exceptions.ResponseError as exc:
             stock.warning(
                 "taskguard: this broker cannot tell of new messages (%s), so it is asked ten times a second", exc
@@ -74,6 +76,15 @@ class Line:
         """Send a request; its reply comes in turn."""
         connection = self._connected(self.turns)
         connection.send_packed_command(connection.pack_command(*command), check_health=False)
+
+    def look(self, keys: Sequence[Any]) -> int:
+        """Ask how many of *keys* are there, and to be told when that changes. Returns how many replies come; it is in
+        the last one.
+        """
+        connection = self._connected(self.turns)
+        commands = [("CLIENT", "CACHING", "YES")] * self.tracked + [("EXISTS", *keys)]
+        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        return len(commands)
 
     def read(self) -> Any:
         """The next reply. Raises an error reply."""

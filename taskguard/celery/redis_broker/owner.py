@@ -20,7 +20,7 @@ from taskguard.forks import undisturbed
 
 logger = get_logger("taskguard.celery.redis_broker")
 
-BEATS = 8
+BEATS = 4
 """How often a lease is renewed, and others' are looked at, in one lease."""
 
 

@@ -30,6 +30,8 @@ BATCH = 64
 SLICE = 0.01
 """Seconds of handing over, or since the event loop last asked, after which something else gets a chance."""
 PAUSE = 1.0
+"""Seconds a consumer without an event loop waits for one message."""
+SELDOM = 5.0
 """Seconds after which an idle consumer looks by itself, should the broker not have told it."""
 UNTOLD = 0.1
 """Seconds between two looks where the broker cannot tell of new messages."""
@@ -97,7 +99,7 @@ class Taker:
         patience = self._channel.health_check_interval
         if not patience or not self._awaited:
             return False
-        return bool(self._turned_at - max(self._heard_at, self._awaited[0].sent_at) > patience + PAUSE)
+        return bool(self._turned_at - max(self._heard_at, self._awaited[0].sent_at) > patience + SELDOM)
 
     def _came_late(self, line: Line) -> bool:
         """Whether it was this process that was late: the answer is there. It is read."""
@@ -156,8 +158,9 @@ class Taker:
 
     def _look(self, line: Line, queues: list[str]) -> None:
         """Ask whether something is there; being asked, the broker tells when that changes."""
-        self._awaited.append(Request([], self._next, 0, queues, True, monotonic()))
-        line.send(("EXISTS", *self._keys_of(queues)))
+        replies = line.look(self._keys_of(queues))
+        for last in (*(False for _ in range(replies - 1)), True):
+            self._awaited.append(Request([], self._next, 0, queues, last, monotonic()))
 
     def _open(self) -> Line:
         if self._line is None:
@@ -185,7 +188,7 @@ class Taker:
     @property
     def patience(self) -> float:
         """Seconds until it wants to look by itself."""
-        return PAUSE if self._line is None or self._line.tracked else UNTOLD
+        return SELDOM if self._line is None or self._line.tracked else UNTOLD
 
     def _hang_up(self) -> None:
         """What the broker made of unanswered requests is unknown: acknowledge again, and give back what may be ours."""

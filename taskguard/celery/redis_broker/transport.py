@@ -199,7 +199,7 @@ class Poller(stock.MultiChannelPoller):  # type: ignore[misc]
             channel.taker.turn()
             if channel.taker.deliver():  # what came late
                 return None
-        longest = min((channel.taker.patience for channel in self._channels), default=PAUSE)
+        longest = min((PAUSE, *(channel.taker.patience for channel in self._channels)))
         return super().get(callback, timeout=longest if timeout is None else min(timeout, longest))
 
 

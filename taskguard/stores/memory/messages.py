@@ -108,9 +108,10 @@ class MemoryStore(RecordStore):
         if record.waits_on:
             self.waiting.setdefault(record.waits_on, set()).add(id)
 
-    def next_due_at(self) -> float | None:
+    def due_in(self) -> float | None:
         with self._lock:
-            return min((r.due_at for r in self.records.values() if r.due_at is not None), default=None)
+            due_at = min((r.due_at for r in self.records.values() if r.due_at is not None), default=None)
+            return None if due_at is None else due_at - self.now()
 
     def revoke(self, task_ids: Sequence[str], *, retention: float) -> None:
         with self._lock:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from taskguard.clock import Clock
@@ -24,6 +24,7 @@ from taskguard.stores.redis.joint import RedisJoint
 from taskguard.stores.redis.layout import decoded, encoded, envelope_arguments, ms, partition, to_record
 from taskguard.stores.redis.permits import RedisPermits
 from taskguard.stores.redis.scripts import script
+from taskguard.stores.redis.subscription import bell
 
 OLDEST_SERVER = (6, 2)
 """Version 7 is what runs are measured on; 6.2 is what the demo's bundled server is."""
@@ -127,11 +128,12 @@ class RedisStore:
         leased = zip(reply[::3], reply[1::3], reply[2::3], strict=True)
         return [Leased(decoded(id), name, wire, rescued=int(crashes) > 0) for id, wire, crashes in leased]
 
-    def next_due_at(self) -> float | None:
-        found: list[bytes] = []
-        for index in (b":due", b":state:running"):
-            found += self._connections.call(b"ZRANGE", self._partition + index, b"0", b"0", b"WITHSCORES")
-        return min(map(float, found[1::2])) / 1000 if found else None
+    def due_in(self) -> float | None:
+        left = self._run("due_in")
+        return None if left is None else int(left) / 1000
+
+    def watch_due(self, told: Callable[[bool], None], *, stop: Callable[[], bool]) -> None:
+        bell(self._connections, self._partition + b":due", told, stop=stop).run()
 
     def remove(self, leased: Sequence[Leased]) -> int:
         if not leased:

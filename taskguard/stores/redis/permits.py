@@ -50,6 +50,7 @@ from taskguard.stores.redis.asks import (
 from taskguard.stores.redis.connection import Connections, packed
 from taskguard.stores.redis.layout import decoded, encoded, partition
 from taskguard.stores.redis.scripts import Script, script
+from taskguard.stores.redis.subscription import bell
 from taskguard.stores.redis.watching import Watch
 
 RATES: Final = ("_permits", "_limits", "_lines")
@@ -225,6 +226,9 @@ class RedisPermits:
             who, why = json.loads(words)
             found[decoded(queue)] = (None if end == b"inf" else from_us(float(end)), who, why)
         return dict(sorted(found.items()))
+
+    def watch_paused(self, told: Callable[[bool], None], *, stop: Callable[[], bool]) -> None:
+        bell(self.connections, self.partition + b":permit:pauses", told, stop=stop).run()
 
     def now(self) -> float:
         if self.clock is not None:

@@ -223,10 +223,14 @@ class SQLStore(RecordStore):
 
         return self._database.run(read)
 
-    def next_due_at(self) -> float | None:
-        earliest = select(func.min(_c.due_at)).where(_c.namespace == self._namespace, _c.due_at.is_not(None))
-        due_at = self._database.run(lambda connection: connection.execute(earliest).scalar())
-        return None if due_at is None else due_at / 1000
+    def due_in(self) -> float | None:
+        earliest = select(func.min(_c.due_at)).where(_c.namespace == self._namespace)
+
+        def ask(connection: Connection) -> float | None:
+            due_at = connection.execute(earliest).scalar()
+            return None if due_at is None else due_at / 1000 - self._database.now(connection)
+
+        return self._database.run(ask)
 
     def revoke(self, task_ids: Sequence[str], *, retention: float) -> None:
         names = {record_id(task_id): task_id for task_id in sorted(task_ids)}

@@ -78,16 +78,6 @@ class SQLOutbox:
         time.sleep(seconds)
         return False
 
-    def due_in(self) -> float | None:
-        """See `taskguard.handover.Outbox`."""
-        earliest = select(func.min(_c.due_at)).where(_c.namespace == self._namespace)
-
-        def ask(connection: Connection) -> float | None:
-            due_at = connection.execute(earliest).scalar()
-            return None if due_at is None else due_at / 1000 - self._database.now(connection)
-
-        return self._database.run(ask)
-
     def close(self) -> None:
         """Stop listening."""
         if self._listener is not None:

@@ -44,6 +44,14 @@ local function reindex(index, id, old, new)
   if new then redis.call('ZADD', base .. index, new, id) else redis.call('ZREM', base .. index, id) end
 end
 
+-- Tell the relays that something is due sooner than all they know of. Where this user may not publish, they look often.
+local function reindex_due(id, old, new)
+  reindex(':due', id, old, new)
+  if new and (not old or tonumber(new) < tonumber(old)) and redis.call('ZRANGE', base .. ':due', 0, 0)[1] == id then
+    redis.pcall('PUBLISH', base .. ':due', '')
+  end
+end
+
 -- Where a record stands in the index of its state: a run by the end of its lease, all others by their entry. So a run
 -- needs no place in `due` as well, where everything else is that becomes due.
 local function place(record) return record.st == 'running' and record.due or record.at end
@@ -66,7 +74,7 @@ local function store(id, old, new)
   if set[1] then redis.call('HSET', name('record', id), unpack(set)) end
   if old.st and old.st ~= new.st then redis.call('ZREM', name('state', old.st), id) end
   if old.st ~= new.st or place(old) ~= place(new) then redis.call('ZADD', name('state', new.st), place(new), id) end
-  reindex(':due', id, rests_until(old), rests_until(new))
+  reindex_due(id, rests_until(old), rests_until(new))
   reindex(':expiry', id, old.exp, new.exp)
   if old.on and old.on ~= new.on then redis.call('SREM', name('waiters', old.on), id) end
   if new.on and old.on ~= new.on then redis.call('SADD', name('waiters', new.on), id) end

@@ -1,4 +1,4 @@
--- Workers stop consuming a queue. Pauses that were over a day ago are dropped.
+-- Workers stop consuming a queue, and are told. Pauses that were over a day ago are dropped.
 -- KEYS[1] the partition.
 -- ARGV: now us, queue, until us or "inf", JSON of who and why.
 -- RETURNS how many queues are paused.
@@ -13,4 +13,5 @@ local last = call('ZRANGE', ends, -1, -1, 'WITHSCORES')[2]
 for _, key in ipairs({ends, words}) do
   if last == 'inf' then call('PERSIST', key) elseif last then call('PEXPIRE', key, ttl(tonumber(last))) end
 end
+redis.pcall('PUBLISH', ends, '')
 return call('ZCARD', ends)

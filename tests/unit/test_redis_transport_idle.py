@@ -1,0 +1,45 @@
+"""A consumer with nothing to do: what it is told of, and what it is spared."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.unit.test_redis_transport import Place, bodies
+
+
+@pytest.fixture
+def place(redis_url: str, namespace: str) -> Iterator[Place]:
+    """A place of this test's own."""
+    place = Place(redis_url, namespace)
+    yield place
+    place.close()
+
+
+@pytest.mark.parametrize("priority", [0, 3, 9])
+def test_an_idle_consumer_is_told_of_a_message(place: Place, monkeypatch: pytest.MonkeyPatch, priority: int) -> None:
+    """At once, in any queue and at any priority: it does not find it by looking now and then."""
+    monkeypatch.setattr("taskguard.celery.redis_broker.taker.SELDOM", 1000)
+    desk = place.desk(place.queue, place.queue_named("other"))
+    assert desk.quiet()
+    sender = threading.Timer(0.3, lambda: place.send("ring", queue=place.queue_named("other"), priority=priority))
+    sender.start()
+    assert bodies(desk.receive()) == ["ring"]
+    sender.join()
+
+
+def test_an_idle_consumer_is_not_told_of_what_others_do(place: Place) -> None:
+    """All take from one hash of unacknowledged messages: with each turn of one, it would wake all the others."""
+    mine = place.queue_named("mine")
+    idle, busy = place.desk(mine, lease=30.0), place.desk(lease=30.0)
+    assert idle.quiet()
+    for number in range(5):
+        place.send(number)
+        (message,) = busy.receive()
+        message.ack()
+    assert busy.quiet()
+    place.send("mine", queue=mine)
+    kind, _, keys = idle.channel.taker._line.wakes.connection.read_response()
+    assert (kind, keys) == (b"message", [f"{place.prefix}mine".encode()]), "its first word"
