@@ -177,7 +177,7 @@ class Runtime:
 
 def new_holder(hostname: str | None) -> str:
     """A name for one delivery's run, unique, beginning with the worker that has it."""
-    return f"{hostname or socket.gethostname()}/{secrets.token_hex(8)}"
+    return f"{hostname or socket.gethostname()}/{secrets.token_urlsafe(6)}"
 
 
 def runtime_of(app: Celery) -> Runtime:

@@ -150,3 +150,17 @@ def test_a_rescued_message_has_no_lease_left_after_it_is_settled(
     record = existing(store, message().id)
     assert (record.state, record.due_at) == (State.PENDING, clock() + 60)
     assert record.wire is not None
+
+
+def test_a_record_knows_since_when_it_is_there_through_every_run(store: MessageStore, clock: ManualClock) -> None:
+    """And since when it is in its state, also where a run begins in the moment in which the one before was lost."""
+    began = clock()
+    run(store, message())
+    clock.advance(LEASE)
+    (leased,) = store.take_due(limit=1, lease=30)
+    assert (existing(store, leased.id).created_at, existing(store, leased.id).updated_at) == (began, clock())
+    token = run(store, message(), "worker-2/b")
+    assert (existing(store, leased.id).created_at, existing(store, leased.id).updated_at) == (began, clock())
+    clock.advance(1)
+    store.complete(message().id, token, result=b"7", retention=DAY)
+    assert (existing(store, leased.id).created_at, existing(store, leased.id).updated_at) == (began, clock())

@@ -66,6 +66,32 @@ def test_a_text_body_can_be_read_in_the_wire_form() -> None:
     assert "body64" not in wire
 
 
+NULLS = ("shadow", "eta", "expires", "group", "group_index", "parent_id", "stamped_headers")
+USUAL = SIMPLE.replace(
+    headers={"id": SIMPLE.task_id, "task": SIMPLE.task, **dict.fromkeys(NULLS)},
+    properties={"correlation_id": SIMPLE.task_id, "delivery_mode": 2},
+)
+
+
+def test_what_celery_s_messages_say_alike_is_not_kept() -> None:
+    """Nulls, and an id for the third time, are an eighth of a small message."""
+    wire = json.loads(USUAL.to_wire())
+    assert wire["headers"] == {"id": SIMPLE.task_id, "task": SIMPLE.task}
+    assert wire["properties"] == {"delivery_mode": 2}
+
+
+@given(
+    st.fixed_dictionaries({}, optional={name: st.none() | st.just("set") for name in NULLS}),
+    st.sampled_from([{}, {"correlation_id": SIMPLE.task_id}, {"correlation_id": "other"}, {"correlation_id": None}]),
+)
+@example(dict.fromkeys(NULLS), {"correlation_id": SIMPLE.task_id})
+@example({**dict.fromkeys(NULLS), "eta": "set"}, {"correlation_id": SIMPLE.task_id})
+def test_what_is_left_out_comes_back(headers: dict[str, object], properties: dict[str, object]) -> None:
+    """And what was not there does not."""
+    envelope = SIMPLE.replace(headers={"id": SIMPLE.task_id, **headers}, properties=properties)
+    assert Envelope.from_wire(envelope.to_wire()) == envelope
+
+
 def test_a_binary_body_is_kept_byte_for_byte() -> None:
     """Pickle, msgpack and garbage rest as they came."""
     envelope = SIMPLE.replace(body=bytes(range(256)))

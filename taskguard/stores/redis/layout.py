@@ -65,17 +65,18 @@ def to_record(id: str, fields: Sequence[bytes], wire: bytes | None, result: byte
     def instant(field: bytes) -> float | None:
         return int(record[field]) / 1000 if field in record else None
 
+    token = number(b"tok")
     return Record(
         id=id,
         task=text(b"task"),
         task_id=text(b"tid"),
         key=text(b"key") if b"key" in record else text(b"tid"),
         state=State(text(b"st")),
-        primary=b"copy" in record,
+        primary=b"cp" in record,
         sequence=number(b"seq"),
         fingerprint=text(b"fp"),
         queue=text(b"q"),
-        token=number(b"tok"),
+        token=token,
         holder=text(b"who"),
         crashes=number(b"cr"),
         lease=text(b"ls"),
@@ -87,6 +88,6 @@ def to_record(id: str, fields: Sequence[bytes], wire: bytes | None, result: byte
         result=result,
         failure=text(b"why"),
         history=text(b"log"),
-        created_at=instant(b"new") or 0.0,
-        updated_at=instant(b"at") or 0.0,
+        created_at=instant(b"new") or token / 1000,
+        updated_at=instant(b"at") or token / 1000,
     )

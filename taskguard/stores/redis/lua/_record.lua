@@ -6,9 +6,10 @@
 -- ARGV[1]  now, epoch ms; empty: the server's clock.
 --
 -- A record is a hash of short fields, absent where they are empty:
---   st state, task, tid task id, key (absent where it is the task id), copy id of its message's copy (only primaries),
+--   st state, task, tid task id, key (absent where it is the task id), cp id of its message's copy (only primaries),
 --   q queue, fp fingerprint, seq sequence, tok token, who holder, cr crashes, ls lease, kp kept, due ms, exp ms, on waits on, why failure,
---   log history, new created ms, at entered its state ms.
+--   log history, new created ms, at entered its state ms. A first run has neither of the two: both are its token. So
+--   has no record that a token was made for since. No sequence is 0.
 -- The long texts rest beside it (`:wire:`, `:result:`), because one long field costs a hash its compact form.
 
 local base, now = KEYS[1], tonumber(ARGV[1])
@@ -35,6 +36,7 @@ local function load(id)
   if not flat[1] then return nil, nil end
   local record = {}
   for i = 1, #flat, 2 do record[flat[i]] = flat[i + 1] end
+  record.new, record.at = record.new or record.tok, record.at or record.tok
   if record.exp and tonumber(record.exp) <= now then return nil, record, flat end
   return record, record, flat
 end
@@ -60,9 +62,9 @@ local function rests_until(record) return record.st ~= 'running' and record.due 
 -- Write what differs between the stored record `old` (or nil) and `new`, and keep the indexes true.
 local function store(id, old, new)
   old = old or {}
-  local set, gone = {}, {}
+  local set, gone, token_is_new = {}, {}, old.tok ~= new.tok
   for field, value in pairs(new) do
-    if old[field] ~= value then
+    if old[field] ~= value or token_is_new and (field == 'new' or field == 'at') then
       set[#set + 1] = field
       set[#set + 1] = value
     end
@@ -93,20 +95,21 @@ end
 local function envelope(i)
   local key = ARGV[i + 1] ~= ARGV[i + 2] and ARGV[i + 1] or nil
   return {task = ARGV[i], key = key, tid = ARGV[i + 2], copy = ARGV[i + 3], q = ARGV[i + 4],
-    fp = ARGV[i + 5], seq = ARGV[i + 6], wire = ARGV[i + 7]}
+    fp = ARGV[i + 5], seq = ARGV[i + 6] ~= '0' and ARGV[i + 6] or nil, wire = ARGV[i + 7]}
 end
 
 local function fresh(message, primary)
   return {st = 'pending', task = message.task, key = message.key, tid = message.tid,
-    copy = primary and message.copy or nil, q = message.q, fp = message.fp, seq = message.seq, new = now, at = now}
+    cp = primary and message.copy or nil, q = message.q, fp = message.fp, seq = message.seq, new = now, at = now}
 end
 
 -- What `claim` writes of a key never seen, without the steps that look for what was there. Returns the token.
 local function first_run(id, message, holder, lease)
   local at, due = string.format('%.0f', now), string.format('%.0f', now + lease)
-  redis.call('HSET', name('record', id), 'st', 'running', 'task', message.task, 'tid', message.tid, 'copy', message.copy,
-    'q', message.q, 'fp', message.fp, 'seq', message.seq, 'tok', at, 'who', holder, 'due', due, 'new', at, 'at', at)
+  redis.call('HSET', name('record', id), 'st', 'running', 'task', message.task, 'tid', message.tid, 'cp', message.copy,
+    'q', message.q, 'fp', message.fp, 'tok', at, 'who', holder, 'due', due)
   if message.key then redis.call('HSET', name('record', id), 'key', message.key) end
+  if message.seq then redis.call('HSET', name('record', id), 'seq', message.seq) end
   redis.call('ZADD', name('state', 'running'), due, id)
   redis.call('SET', name('wire', id), message.wire)
   return at
@@ -132,7 +135,7 @@ end
 -- 1 when the same step was made already and only its reply was lost, 0 when it comes too late.
 local function made(record, token, state, sequence)
   local same = record and record.tok == token and record.st == state
-  return same and (not sequence or record.seq == sequence) and 1 or 0
+  return same and (not sequence or (record.seq or '0') == sequence) and 1 or 0
 end
 
 local function crashed(record, attempt)

@@ -14,7 +14,7 @@ local base_record = record
 
 if record then
   local same = record.tid == message.tid
-  local due, newer = tonumber(record.due or now), tonumber(message.seq) - tonumber(record.seq)
+  local due, newer = tonumber(record.due or now), tonumber(message.seq or 0) - tonumber(record.seq or 0)
   if not same and record.st ~= 'dead' and record.st ~= 'discarded' then
     if record.fp ~= message.fp then return {'conflict', record.tid} end
     if record.st == 'done' then return {'completed', redis.call('GET', name('result', id)) or ''} end
@@ -34,14 +34,14 @@ if record then
 end
 
 if record and record.st == 'dead' and record.tid ~= message.tid then  -- displaced: the letter is kept as a copy
-  local letter, _, at_copy = clone(record), load(record.copy)
-  letter.copy = nil
-  store(record.copy, at_copy, letter)
-  redis.call('SET', name('wire', record.copy), redis.call('GET', name('wire', id)) or '')
+  local letter, _, at_copy = clone(record), load(record.cp)
+  letter.cp = nil
+  store(record.cp, at_copy, letter)
+  redis.call('SET', name('wire', record.cp), redis.call('GET', name('wire', id)) or '')
 end
 
 local after = base_record and clone(base_record) or fresh(message, true)
-after.st, after.tid, after.key, after.copy, after.seq, after.fp, after.q =
+after.st, after.tid, after.key, after.cp, after.seq, after.fp, after.q =
   'running', message.tid, message.key, message.copy, message.seq, message.fp, message.q
 after.tok = math.max((stored and stored.tok or 0) + 1, now)
 after.who, after.due, after.at, after.ls, after.kp, after.exp = holder, now + ARGV[4], now, nil, nil, nil

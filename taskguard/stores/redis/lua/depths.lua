@@ -9,7 +9,8 @@ for i = 2, #ARGV do
   if ARGV[i] == 'running' and oldest ~= '' then  -- in the order of their leases; there are never many
     oldest = now
     for _, id in ipairs(redis.call('ZRANGE', index, 0, -1)) do
-      oldest = math.min(oldest, tonumber(redis.call('HGET', name('record', id), 'at') or now))
+      local found = redis.call('HMGET', name('record', id), 'at', 'tok')
+      oldest = math.min(oldest, tonumber(found[1] or found[2] or now))
     end
     oldest = string.format('%.0f', oldest)
   end

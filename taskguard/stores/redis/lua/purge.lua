@@ -4,7 +4,7 @@
 local id = ARGV[2]
 local record = load(id)
 if not record or record.st ~= 'dead' then return 0 end
-if not record.copy then
+if not record.cp then
   erase(id, record)
   return 1
 end

@@ -8,7 +8,7 @@ for i = 3, #ARGV, 2 do
     removed = removed + 1
     if TERMINAL[record.st] then
       store(id, record, let_go(id, record))
-    elseif not record.copy then
+    elseif not record.cp then
       erase(id, record)
     else
       local after = let_go(id, record)
