@@ -231,15 +231,17 @@ class Relay:
 
     def _run_with_outbox(self, stop: threading.Event) -> None:
         """As `run`. All that is due is looked for every *poll*, however busy the outbox is, and again at once where it
-        was a whole batch; the outbox also when the database tells of rows.
+        was a whole batch, and when the next known of is due; the outbox also when the database tells of rows.
         """
         pause, told, failures, look_at = 0.0, True, 0, 0.0
         while not stop.is_set():
-            moved, stepped, took, began = 0, 0, 0.0, time.monotonic()
+            moved, stepped, took, due_in, began = 0, 0, 0.0, None, time.monotonic()
             try:
                 with undisturbed:
                     look = began >= look_at
-                    if told or (look and self._is_due()):
+                    if look and not told:
+                        due_in = self._store().due_in()
+                    if told or (due_in is not None and due_in <= 0):
                         moved = self.hand_over()
                         if look:
                             looked_at = time.monotonic()
@@ -262,8 +264,9 @@ class Relay:
                 stop.wait(LINGER)
                 pause, told = SHORTEST_PAUSE, True
             else:
-                pause = min(max(2 * pause, SHORTEST_PAUSE), self._poll)
-                told = self._wait(stop, pause)
+                # Who is told and finds nothing was there a moment too early, by the database's clock.
+                pause = min(SHORTEST_PAUSE if told else max(2 * pause, SHORTEST_PAUSE), self._poll)
+                told = self._wait(stop, min(pause, due_in) if due_in is not None and due_in > 0 else pause)
                 if not told:
                     look_at = 0.0
 
@@ -272,10 +275,6 @@ class Relay:
         text = str(exc) if isinstance(exc, TaskguardError) else f"{type(exc).__name__}: {exc}"
         self._notify(Event(name="relay_failed", detail=text))
         return min(before + 1, 10)
-
-    def _is_due(self) -> bool:
-        due_in = self._store().due_in()
-        return due_in is not None and due_in <= 0
 
     def _wait(self, stop: threading.Event, seconds: float) -> bool:
         """Wait for rows. True where the database told of some."""

@@ -49,23 +49,52 @@ class Rows:
         return 0.0 if self.answers else None
 
 
+class Timed(Rows):
+    """An empty outbox whose waiting moves a clock, and that tells what a test says; then the relay is stopped."""
+
+    def __init__(self, clock: ManualClock) -> None:
+        super().__init__()
+        self.clock = clock
+        self.tells: list[bool] = []
+
+    def hand_over(self, dispatch: Dispatch, *, limit: int, lease: float, retention: float) -> Handed:
+        self.limits.append(limit)
+        return Handed()
+
+    def wait(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        self.clock.advance(seconds)
+        told = self.tells.pop(0)
+        if not self.tells:
+            self.stop.set()
+        return told
+
+
 def unasked(rows: Sequence[Outgoing]) -> list[Exception | None]:
     """The rows answer by themselves."""
     raise AssertionError("the rows answer by themselves")
 
 
-def relay_of(rows: Rows, events: list[Event], clock: ManualClock) -> Relay:
+def relay_of(rows: Rows, events: list[Event], clock: ManualClock, *, poll: float = 0.01) -> Relay:
     """A relay over *rows*, with nothing else at rest."""
     return Relay(
         lambda: MemoryStore(clock),
         publisher=None,  # type: ignore[arg-type]
         expire=lambda envelope: False,
         notify=events.append,
-        poll=0.01,
+        poll=poll,
         clock=clock,
         outbox=lambda: rows,
         dispatch=unasked,
     )
+
+
+@pytest.fixture
+def timed(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> Timed:
+    """An empty outbox, and a relay that waits in one go, by the manual clock."""
+    monkeypatch.setattr("taskguard.relay.GLANCE", 3600.0)
+    monkeypatch.setattr("taskguard.relay.time", SimpleNamespace(monotonic=clock))
+    return Timed(clock)
 
 
 @pytest.fixture
@@ -125,13 +154,31 @@ def test_failures_are_told_and_outlived(rows: Rows, clock: ManualClock) -> None:
     assert [event.detail for event in events] == ["OSError: away", "ValueError: odd", "from the outbox"]
 
 
-def test_an_idle_relay_waits_longer_each_time_up_to_its_poll(rows: Rows, clock: ManualClock) -> None:
+def test_an_idle_relay_waits_longer_each_time_up_to_its_poll(timed: Timed, clock: ManualClock) -> None:
     """It asks when the next is due, and takes nothing in hand."""
-    rows.answers = []
-    relay = relay_of(rows, [], clock)
-    relay.run(rows.stop)
-    assert len(rows.limits) == 1, "the first look only"
-    assert all(wait <= 0.02 for wait in rows.waits)
+    timed.tells = [False] * 8
+    relay_of(timed, [], clock, poll=0.25).run(timed.stop)
+    assert len(timed.limits) == 1, "the first look only"
+    assert timed.waits == pytest.approx([0.02, 0.04, 0.08, 0.16, *[0.25] * 4])
+
+
+def test_a_relay_that_was_told_a_moment_too_early_looks_again_soon(timed: Timed, clock: ManualClock) -> None:
+    """A row's instant is its producer's, and what is due is decided by the database's clock."""
+    timed.tells = [*[False] * 6, True, False, False]
+    relay_of(timed, [], clock, poll=1.0).run(timed.stop)
+    assert len(timed.limits) == 2, "at first, and when it was told"
+    assert timed.waits == pytest.approx([0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.0, 0.02, 0.04])
+
+
+def test_an_idle_relay_wakes_when_the_next_is_due(timed: Timed, clock: ManualClock) -> None:
+    """Not at its next look."""
+    store = MemoryStore(clock)
+    store.schedule(message("later"), due_at=clock() + 0.7)
+    timed.tells = [False] * 6
+    relay = relay_of(timed, [], clock, poll=1.0)
+    relay._store = lambda: store
+    relay.run(timed.stop)
+    assert timed.waits == pytest.approx([0.02, 0.04, 0.08, 0.16, 0.32, 0.08], rel=1e-3)
 
 
 def test_what_waits_by_itself_is_told_and_presses_nobody(rows: Rows, clock: ManualClock) -> None:
