@@ -36,8 +36,9 @@ def scene(prepare: Scene) -> Scene:
 
 
 def methods() -> set[str]:
-    """Every operation of the port."""
-    return {name for name, value in vars(MessageStore).items() if callable(value) and not name.startswith("_")}
+    """Every operation of the port. `watch_due` does not end, and outlives whatever becomes of its connection."""
+    public = {name for name, value in vars(MessageStore).items() if callable(value) and not name.startswith("_")}
+    return public - {"watch_due"}
 
 
 def ended(state: State, id: str) -> Callable[[Any, MessageStore], None]:

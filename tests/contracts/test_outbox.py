@@ -367,7 +367,7 @@ def test_waiting_ends_when_a_transaction_commits_where_the_database_can_tell(hou
     assert not outbox.wait(0.05)
     house.write("b")
     assert outbox.wait(5 if _tells(house) else 0.05) is _tells(house)
-    assert outbox.due_in() is not None
+    assert house.store.due_in() is not None
 
 
 def _tells(house: House) -> bool:

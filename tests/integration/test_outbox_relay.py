@@ -62,6 +62,7 @@ SPARED = {
     "Relay.hand_over_batch": "Outbox.hand_over; beside it observers are told",
     "Relay.step": "of what is due in the store: its points are in test_crash_points",
     "Relay.run": "does not end",
+    "Relay.ring": "sets an event",
     "Outbox.wait": "listens, with nothing in hand",
     "handing.outgoing": "talks to nobody",
     "dispatching.one_by_one": "for other brokers: Publisher.publish for each row, and test_crash_points has that",

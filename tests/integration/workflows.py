@@ -259,9 +259,9 @@ def wait_over(workshop: Workshop, plain: Any) -> Any:
     own = roots(plain)
 
     def over() -> bool:
+        notes = workshop.app.notes.all()  # once: between two looks a run may send its links and be over
         sent, done = (
-            Counter(id for what, id, *rest in workshop.app.notes.all() if what == kind and rest[-1] in own)
-            for kind in ("sent", "over")
+            Counter(id for what, id, *rest in notes if what == kind and rest[-1] in own) for kind in ("sent", "over")
         )
         return bool(sent) and sent <= done
 

@@ -43,3 +43,15 @@ def test_an_idle_consumer_is_not_told_of_what_others_do(place: Place) -> None:
     place.send("mine", queue=mine)
     kind, _, keys = idle.channel.taker._line.wakes.connection.read_response()
     assert (kind, keys) == (b"message", [f"{place.prefix}mine".encode()]), "its first word"
+
+
+def test_a_queue_that_is_added_is_looked_into_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits in it came before anybody was to be told."""
+    monkeypatch.setattr("taskguard.celery.redis_broker.taker.SELDOM", 1000)
+    desk = place.desk()
+    assert desk.quiet()
+    added = place.queue_named("added")
+    place.send("waits", queue=added)
+    desk.consumer.add_queue(added)
+    desk.consumer.consume()
+    assert bodies(desk.receive()) == ["waits"]

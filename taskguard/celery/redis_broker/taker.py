@@ -205,6 +205,11 @@ class Taker:
     def _doubt(self, request: Request) -> None:
         self._doubtful += [f"{self.prefix}{request.first + offset}" for offset in range(request.wanted)]
 
+    def look_soon(self) -> None:
+        """There is a queue more, and nobody was told of what is in it."""
+        self._look_at = 0.0
+        self._call()
+
     # -- replies ----------------------------------------------------------------------------------------------------
 
     def read(self) -> bool:

@@ -110,7 +110,9 @@ class Channel(stock.Channel):  # type: ignore[misc]
         """Consume from *queue*."""
         if no_ack and queue not in self._fanout_queues:
             self._unacknowledged.add(queue)
-        return super().basic_consume(queue, no_ack, *args, **options)
+        consumer = super().basic_consume(queue, no_ack, *args, **options)
+        self.taker.look_soon()
+        return consumer
 
     def _basic_cancel(self, consumer_tag: str) -> Any:
         self._unacknowledged.discard(self._tag_to_queue.get(consumer_tag))
