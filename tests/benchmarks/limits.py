@@ -76,6 +76,14 @@ class Row:
         return self.name, goal, self.prototype, f"{self.measured:.3g} {self.unit}", mark
 
 
+def _line(url: str) -> socket.socket:
+    """A connection with nothing round it: what the kernel and the server take for the shortest of round trips."""
+    host, _, port = url.partition("://")[2].partition("/")[0].rpartition("@")[2].partition(":")
+    line = socket.create_connection((host, int(port or 6379)))
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return line
+
+
 class Bench:
     """The permit store and its rivals on one server, in a namespace that ends with the bench."""
 
@@ -101,9 +109,10 @@ class Bench:
     def redis(self) -> Iterator[Row]:
         """P1 and P10: one limit, and rate, circuit and slot with release, on one connection."""
         ask = Ask(rates=(RateAsk("alone", PLENTY),))
-        with Redis.from_url(self.url) as redis:
+        with Redis.from_url(self.url) as redis, _line(self.url) as line:
             subjects: dict[str, Subject] = {
                 "ping": redis.ping,
+                "bare": lambda: (line.sendall(b"PING\r\n"), line.recv(64)),
                 "ours": lambda: self.permits.admit(ask),
                 "whole": self._whole(),
                 "limits": rivals.fixed_window_of_limits(self.url, self.namespace),
@@ -112,6 +121,9 @@ class Bench:
                 "stacked": rivals.stacked(self.url, self.namespace),
             }
             found = measure(subjects, rounds=self.rounds, slice_seconds=0.02, clock=self.clock)
+        yield Row(
+            "a PING without any client / redis-py PING: no script can take less", found.ratio("bare", "ping"), None, ""
+        )
         yield Row("exact limiter in Redis / redis-py PING", found.ratio("ours", "ping"), 0.75, "0.65")
         yield Row("  limits fixed window / ours", found.ratio("limits", "ours"), 2.0, "2.3", least=True)
         yield Row("  throttled-py GCRA / ours", found.ratio("throttled", "ours"), 2.5, "3.1", least=True)
