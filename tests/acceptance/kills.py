@@ -46,7 +46,8 @@ class Figures:
     lost: neither completed, nor a dead letter, nor at the broker. hidden: at the broker when the patience ended.
     completed_twice: keys that were completed more than once. repeated: effects beyond the first of their key.
     started, prefetched: tasks that killed workers had begun, and only received. recovery: seconds from their kill to
-    their next start; those that never started again are not in it. ordinary: seconds from sending to starting, at the
+    their next start, from the last where several killed workers had it one after the other; those that never started
+    again are not in it. ordinary: seconds from sending to starting, at the
     99th percentile, of tasks that no killed worker held: what this machine asks for anyway. slow: what was written
     about tasks that took longer than `RECOVERY`. flaws: promises broken, in words.
     """
@@ -177,7 +178,7 @@ def _count(scene: Scene, told: Figures) -> None:
             told.prefetched += not begun
             if again is None:
                 told.never_again += 1
-            else:
+            elif not account.held_again(id, kill, again):
                 told.recovery.append(again - kill.at)
                 if again - kill.at > RECOVERY:
                     told.slow += account.trail(id, kill)
@@ -236,6 +237,11 @@ class Account:
         """When the task was started for the first time after this kill, by another worker."""
         later = [e.at for e in self._of[id] if e.what == "started" and e.at > kill.at and e.name != kill.worker]
         return min(later, default=None)
+
+    def held_again(self, id: str, kill: Kill, start: float) -> bool:
+        """Whether a worker had it between this kill and this start and was killed, too: from then on it counts."""
+        had = {self._workers.get(e.pid, "") for e in self._of[id] if e.what == "received" and kill.at < e.at < start}
+        return any(kill.at < self._killed.get(worker, 0.0) < start for worker in had)
 
     def flaws(self) -> list[str]:
         """taskguard's promises that do not hold, one line each."""

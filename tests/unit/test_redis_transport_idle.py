@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from queue import Empty
 
 import pytest
 
@@ -43,6 +44,20 @@ def test_an_idle_consumer_is_not_told_of_what_others_do(place: Place) -> None:
     place.send("mine", queue=mine)
     kind, _, keys = idle.channel.taker._line.wakes.connection.read_response()
     assert (kind, keys) == (b"message", [f"{place.prefix}mine".encode()]), "its first word"
+
+
+def test_what_comes_right_after_the_look_is_not_missed(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker tells of it on one connection while the look's answer, nothing, is still unread on the other."""
+    monkeypatch.setattr("taskguard.celery.redis_broker.taker.SELDOM", 1000)
+    desk = place.desk()
+    assert desk.quiet()
+    taker = desk.channel.taker
+    taker._look(taker._line, [place.queue.name])
+    assert taker._line.more(timeout=10), "it has looked"
+    place.send("at once")
+    with pytest.raises(Empty):
+        taker.hear()
+    assert bodies(desk.receive()) == ["at once"]
 
 
 def test_a_queue_that_is_added_is_looked_into_at_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,6 +74,7 @@ class Taker:
         self._heard_at = 0.0
         self._thread = 0
         self._called = False
+        self._told = False
         self._closed = False
         self._timer: Any = None
 
@@ -158,6 +159,7 @@ class Taker:
 
     def _look(self, line: Line, queues: list[str]) -> None:
         """Ask whether something is there; being asked, the broker tells when that changes."""
+        self._told = False
         replies = line.look(self._keys_of(queues))
         for last in (*(False for _ in range(replies - 1)), True):
             self._awaited.append(Request([], self._next, 0, queues, last, monotonic()))
@@ -251,7 +253,8 @@ class Taker:
         self._awaited.popleft()
         self._heard_at = monotonic()
         if request.looked:
-            self._look_at = 0.0 if reply else monotonic() + self.patience
+            # What came right after the look may be told before its answer is read, and is not told twice.
+            self._look_at = 0.0 if reply or self._told else monotonic() + self.patience
         elif request.wanted:
             self._receive(request, reply)
             if len(reply) < 2 * request.wanted and not self._closed:
@@ -277,7 +280,7 @@ class Taker:
     def hear(self) -> None:
         """A queue has grown, or some other key of that name has changed."""
         assert self._line is not None
-        self._look_at = 0.0
+        self._look_at, self._told = 0.0, True
         with self._hanging_up():
             self._line.hear()
         raise Empty
