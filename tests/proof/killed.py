@@ -136,8 +136,8 @@ is SIGKILLed with all its children, and another is started at once.
 - *held by the killed*: what the killed workers had, begun or only fetched.
 - *effects repeated*: an effect that a run had before it was killed is had again by the next run, so as many can \
 repeat as were begun.
-- *recovery*: the time from a kill to the next start of what the killed worker held, from the last kill where it hit one \
-after the other that had the message; what never started again is not in it.
+- *recovery*: the time from a kill to the next start of what the killed worker held, or from the last where several \
+hit who had it one after the other; what never started again is not in it.
 
 taskguard is held to this: nothing lost, hidden or dead, no key completed twice, and a recovery of {RECOVERY:g} s at \
 the 99th percentile. Where any start takes long, because the machine is busy, up to {HICCUP:g} s more is allowed.
