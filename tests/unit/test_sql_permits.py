@@ -107,7 +107,7 @@ def test_many_old_rows_are_deleted_in_batches_and_not_by_a_call(
     monkeypatch.setattr(sql_permits, "SWEPT_EVERY", 0.0)
     permits = open_permits(f"sqlite:///{tmp_path / 'permits.sqlite3'}", namespace=namespace, timeout=30)
     assert isinstance(permits, sql_permits.SQLPermits)
-    engine = permits._database._engine
+    engine = permits._database.engine
     permits.circuits()  # makes the tables
     old = {"namespace": namespace, "kind": "rate", "name": "n", "state": "[]", "expires_at": 1}
     with engine.connect() as connection:

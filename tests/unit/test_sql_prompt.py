@@ -155,7 +155,7 @@ def test_who_lists_a_state_finds_it_in_its_index(open_store: Open, schema_url: s
     """That index is for them alone: a query that does not say so reads the whole table."""
     store = open_store(schema_url)
     store.ping()
-    engine = store._database._engine
+    engine = store._database.engine
     asked: list[tuple[str, Any]] = []
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
@@ -176,3 +176,29 @@ def test_who_lists_a_state_finds_it_in_its_index(open_store: Open, schema_url: s
         for statement, parameters in asked:
             plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars())
             assert "taskguard_messages_listed" in plan, statement
+
+
+def test_a_process_that_does_one_thing_at_a_time_needs_one_connection(server_url: str, open_store: Open) -> None:
+    """Statements that are sent past SQLAlchemy and transactions take turns on it."""
+    store = open_store(server_url)
+    made: list[Any] = []
+    event.listen(store._database.engine, "connect", lambda connection, _: made.append(connection))
+    for number in range(3):
+        token = claim(store, message(str(number)))
+        assert store.find(message(str(number)).id) is not None
+        assert store.complete(message(str(number)).id, token, result=b"1", retention=60)
+    store.expire(limit=1)
+    assert len(made) == 1
+
+
+def test_a_connection_that_was_lost_is_not_kept(server_url: str, open_store: Open) -> None:
+    """The next statement is made on a new one."""
+    store = open_store(server_url)
+    claim(store, message("before"))
+    made: list[Any] = []
+    event.listen(store._database.engine, "connect", lambda connection, _: made.append(connection))
+    (kept,) = store._database._lane._kept
+    kept.driver_connection.close()
+    claim(store, message("after"))
+    claim(store, message("then"))
+    assert len(made) == 1

@@ -180,7 +180,7 @@ def test_a_connection_the_server_killed_is_replaced(server_url: str, open_sql: O
     """A restarted server costs the next call nothing but a new connection."""
     store = open_sql(server_url)
     store.ping()
-    engine = store._database._engine
+    engine = store._database.engine
     postgresql = engine.dialect.name == "postgresql"
     with engine.connect() as connection:
         query = "SELECT pg_backend_pid()" if postgresql else "SELECT CONNECTION_ID()"
@@ -286,10 +286,10 @@ def test_an_interrupted_call_leaves_no_half_read_answer(url: str, open_sql: Open
         pass
 
     def strike(*_: Any) -> None:
-        event.remove(store._database._engine, "after_cursor_execute", strike)
+        event.remove(store._database.engine, "after_cursor_execute", strike)
         raise SoftTimeLimit
 
-    event.listen(store._database._engine, "after_cursor_execute", strike)
+    event.listen(store._database.engine, "after_cursor_execute", strike)
     with pytest.raises(SoftTimeLimit):
         store.bury_message(message(), failure=Failure(reason=Reason.UNKNOWN_TASK))
     assert store.find(message().copy_id) is None
@@ -331,7 +331,7 @@ def late_answers(store: SQLStore, delays: list[float]) -> list[float]:
             time.sleep(asked[-1])
 
     asked: list[float] = []
-    event.listen(database._engine, "after_cursor_execute", delay)
+    event.listen(database.engine, "after_cursor_execute", delay)
     return asked
 
 

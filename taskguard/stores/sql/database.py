@@ -24,7 +24,7 @@ from taskguard.clock import Clock, wall_clock
 from taskguard.errors import StoreError, StoreUnavailable
 from taskguard.stores.sql import migrations
 from taskguard.stores.sql.dialect import Dialect, Fault
-from taskguard.stores.sql.prompt import Prompt
+from taskguard.stores.sql.prompt import Lane, Prompt
 from taskguard.stores.sql.schema import metadata
 
 T = TypeVar("T")
@@ -43,8 +43,8 @@ OFFSET_TRIES = 3
 class Database:
     """Connections to one database. Safe for threads and after a fork, where the child gets its own."""
 
-    _inherited: ClassVar[list[Engine]] = []
-    """Engines of the parent process: never used, and never freed, because a freed connection would be closed."""
+    _inherited: ClassVar[list[Lane]] = []
+    """Those of the parent process: never used, and never freed, because a freed connection would be closed."""
 
     def __init__(self, dialect: Dialect, *, timeout: float, clock: Clock | None, creates: bool = True) -> None:
         self.dialect = dialect
@@ -52,7 +52,7 @@ class Database:
         self.timeout = timeout
         self._clock = clock if clock is not None or dialect.now is not None else wall_clock
         self._process = forks.process
-        self._engine = dialect.engine(timeout)
+        self._lane = self._new_lane()
         self._offset = (0.0, 0.0, 0.0)
 
     def run(self, work: Callable[[Connection], T], *, transaction: bool = False) -> T:
@@ -70,15 +70,15 @@ class Database:
             with self.dialect.in_use:
                 now = self._carried_on()
                 if now is None:
-                    with self._engine.connect() as connection:
+                    with self._pool().connect() as connection:
                         now = self.now(connection)
-                return prompt.execute(self._engine, values(now))
+                return prompt.execute(self._lane, values(now))
 
         return self._done(attempt)
 
     def prompt(self, statement: UpdateBase) -> Prompt:
         """This statement, made ready for `run_prompt`."""
-        return Prompt(statement, self._engine)
+        return Prompt(statement, self.engine)
 
     def _done(self, attempt: Callable[[], T]) -> T:
         started, tries, lost, created = time.monotonic(), 0, False, not self.dialect.creates
@@ -150,23 +150,36 @@ class Database:
     def connect(self) -> Connection:
         """A connection of the caller's own, in autocommit mode, to keep and to close."""
         self._leave_inherited()
-        return self._engine.connect()
+        return self._pool().connect()
 
     def close(self) -> None:
         """Give the connections back; the next call opens new ones."""
         self._leave_inherited()
         with self.dialect.in_use:
-            self._engine.dispose()
+            self._pool().dispose()
+
+    @property
+    def engine(self) -> Engine:
+        """This process's."""
+        return self._lane.engine
+
+    def _pool(self) -> Engine:
+        """The engine, to be used for what is no prompt statement. Who makes one at a time needs one connection."""
+        self._lane.close()
+        return self._lane.engine
+
+    def _new_lane(self) -> Lane:
+        return Lane(self.dialect.engine(self.timeout), keeps=self.dialect.keeps)
 
     def _leave_inherited(self) -> None:
         if self._process is not forks.process:
-            self._inherited.append(self._engine)
-            self._engine = self.dialect.engine(self.timeout)
+            self._inherited.append(self._lane)
+            self._lane = self._new_lane()
             self._process = forks.process
 
     def _attempt(self, work: Callable[[Connection], T], transaction: bool) -> T:
         self._leave_inherited()
-        with self.dialect.in_use, self._engine.connect() as connection:
+        with self.dialect.in_use, self._pool().connect() as connection:
             try:
                 if not transaction:
                     return work(connection)
@@ -199,7 +212,7 @@ class Database:
         """Create what is missing. Whoever loses a race against another process finds that table there the next time."""
         for tries_left in reversed(range(len(metadata.tables) + 4)):  # MySQL may lose the race for each table anew
             try:
-                with self.dialect.in_use, self._engine.connect() as connection, self._transaction(connection):
+                with self.dialect.in_use, self._pool().connect() as connection, self._transaction(connection):
                     migrations.upgrade(connection)
                 return
             except DBAPIError as exc:

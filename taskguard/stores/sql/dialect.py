@@ -48,6 +48,8 @@ class Dialect(ABC):
     """Conditions that are always true, and have the commit of their statement reach the disk with the next."""
     creates = True
     """Whether what is missing in the database is made."""
+    keeps = True
+    """Whether a connection may stay out of the pool while nobody uses it."""
     in_use: AbstractContextManager[object] = nullcontext()
     """Held while a connection is opened, used and given back."""
 
@@ -204,6 +206,7 @@ class SQLite(Dialect):
 
     begin = ("PRAGMA synchronous = FULL", "BEGIN IMMEDIATE")
     commit = ("COMMIT", "PRAGMA synchronous = NORMAL")
+    keeps = False  # before a fork those in the pool are closed
     in_use = undisturbed
 
     def engine(self, timeout: float) -> Engine:

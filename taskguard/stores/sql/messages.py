@@ -9,7 +9,7 @@ each checkout, and asking for the server's clock in every operation (see `Databa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import (
     Connection,
@@ -31,7 +31,7 @@ from sqlalchemy.orm import Session
 
 from taskguard import lifecycle
 from taskguard.clock import Clock, to_ms
-from taskguard.custody import Claim, Depth, ResultEntry
+from taskguard.custody import Claim, Claimed, Depth, ResultEntry
 from taskguard.envelope import Envelope, record_id
 from taskguard.errors import ConfigurationError
 from taskguard.record import Record, State
@@ -61,7 +61,6 @@ _VARYING = frozenset(
     {"id", "task", "task_id", "key", "sequence", "fingerprint", "queue", "token", "holder", "due_at", "wire"}
     | {"created_at", "updated_at"}
 )
-_BOUND = tuple((f"new_{name}", name) for name in sorted(_VARYING))
 _SAMPLE = Envelope(task="", task_id="", key="", body=b"")
 _FIRST, _ = lifecycle.claim(None, _SAMPLE, holder="", lease=0.0, max_crashes=1, now=0.0)
 _SAME = {name: value for name, value in to_row(_FIRST).items() if name not in _VARYING and value is not None}
@@ -99,6 +98,27 @@ _COMPLETE = (
         updated_at=bindparam("now", None, _c.updated_at.type),
     )
 )
+
+
+def first_run(envelope: Envelope, *, holder: str, lease: float, now: float) -> dict[str, Any]:
+    """What depends on the message and the moment in the row of `lifecycle.claim` where there is no record, without the
+    records in between: they take as long as the statement."""
+    moment = to_ms(now)
+    return {
+        "new_id": envelope.id,
+        "new_task": envelope.task,
+        "new_task_id": envelope.task_id,
+        "new_key": envelope.key,
+        "new_sequence": envelope.sequence,
+        "new_fingerprint": envelope.fingerprint,
+        "new_queue": envelope.queue,
+        "new_token": max(1, moment),
+        "new_holder": holder,
+        "new_due_at": to_ms(now + lease),
+        "new_wire": envelope.to_wire(),
+        "new_created_at": moment,
+        "new_updated_at": moment,
+    }
 
 
 class SQLStore(RecordStore):
@@ -148,20 +168,17 @@ class SQLStore(RecordStore):
         return self._database.run(in_transaction, transaction=True)
 
     def claim(self, envelope: Envelope, *, holder: str, lease: float, max_crashes: int) -> Claim:
-        if envelope.sequence == 0:  # a later attempt has a record already
-            answer: Claim
+        if envelope.sequence == 0 and max_crashes > 0:  # a later attempt has a record already
+            token = 0
 
             def first_claim(now: float) -> dict[str, object]:
-                nonlocal answer
-                record, answer = lifecycle.claim(
-                    None, envelope, holder=holder, lease=lease, max_crashes=max_crashes, now=now
-                )
-                row = to_row(record)
-                values = {bound: row[name] for bound, name in _BOUND}
+                nonlocal token
+                values = first_run(envelope, holder=holder, lease=lease, now=now)
+                token = values["new_token"]
                 return values | {"new_namespace": self._namespace, "revocation": record_id(envelope.task_id)}
 
             if self._database.run_prompt(self._insert_new, first_claim) == 1:
-                return answer
+                return Claimed(token, 0, "")
         return super().claim(envelope, holder=holder, lease=lease, max_crashes=max_crashes)
 
     def complete(
