@@ -43,6 +43,9 @@ SHORTEST_PAUSE = 0.02
 IN_VAIN = 10
 """Times as long as it took, the store is not looked through again for other things that are due, where there were none:
 behind a million rows of an outbox that waited for a broker that takes a second, in which thousands could go out."""
+LONGEST_SLEEP = 5.0
+"""Seconds after which a relay looks that is told of what comes due. It is not told of runs, whose leases end: its own
+workers' last three times as long, and another's may be shorter."""
 GLANCE = 0.25
 """Seconds at most until a relay that waits looks whether it is to stop."""
 
@@ -207,12 +210,12 @@ class Relay:
             self._store().watch_due(told, stop=stop.is_set)
         except Exception as exc:  # noqa: BLE001 (it is no more than a wish to be told: the relay looks by itself)
             self._notify(Event(name="relay_failed", detail=f"not told of what is due: {type(exc).__name__}: {exc}"))
-        self._is_told = False
+        told(False)
 
     def _turn(self) -> float:
         """Take what is due. Returns the seconds until the next look."""
         if self._is_told:
-            due_in, longest = self._store().due_in(), max(self._lease / 3, self._poll)
+            due_in, longest = self._store().due_in(), max(min(self._lease / 3, LONGEST_SLEEP), self._poll)
             if due_in is None or due_in > 0:
                 return longest if due_in is None else min(due_in, longest)
         moved = self.step()
