@@ -13,7 +13,8 @@ import threading
 from collections.abc import Callable
 
 process = object()
-"""Stands for this process, and is another in every fork. Unlike the process's id it costs no system call to look at."""
+"""Stands for this process, and is another in every fork of Python's. Unlike the process's id it costs no system call to
+look at. Not for what owns a socket: a fork in C, such as uWSGI's, leaves it as it was."""
 
 
 def _born() -> None:

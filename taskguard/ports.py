@@ -103,6 +103,7 @@ class MessageStore(Protocol):
     def watch_due(self, told: Callable[[bool], None], *, stop: Callable[[], bool]) -> None:
         """Call *told* with True soon after a message at rest was given a moment before those of all others.
 
+        Of what comes within a quarter of a second after something that was told, nothing need be told.
         Blocks until *stop* says so, which is asked every few seconds. It is True once for the beginning, and False
         where the connection is lost: then nothing is said until it is True again. A store that cannot push returns at
         once.

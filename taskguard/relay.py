@@ -43,9 +43,11 @@ SHORTEST_PAUSE = 0.02
 IN_VAIN = 10
 """Times as long as it took, the store is not looked through again for other things that are due, where there were none:
 behind a million rows of an outbox that waited for a broker that takes a second, in which thousands could go out."""
-LONGEST_SLEEP = 5.0
+LONGEST_SLEEP = 2.5
 """Seconds after which a relay looks that is told of what comes due. It is not told of runs, whose leases end: its own
 workers' last three times as long, and another's may be shorter."""
+TOLD_ONCE = 0.25
+"""Seconds in which a store tells once. So who was told looks once more when they are over."""
 GLANCE = 0.25
 """Seconds at most until a relay that waits looks whether it is to stop."""
 
@@ -91,6 +93,7 @@ class Relay:
         self._sweep_at = time.monotonic() + SWEEP_EVERY
         self._rung = threading.Event()
         self._is_told = False
+        self._told_at = -TOLD_ONCE
         self._took_at = -poll
 
     def step(self) -> int:
@@ -203,7 +206,7 @@ class Relay:
 
     def _listen(self, stop: threading.Event) -> None:
         def told(stands: bool) -> None:
-            self._is_told = stands
+            self._is_told, self._told_at = stands, time.monotonic()
             self.ring()
 
         try:
@@ -215,7 +218,10 @@ class Relay:
     def _turn(self) -> float:
         """Take what is due. Returns the seconds until the next look."""
         if self._is_told:
-            due_in, longest = self._store().due_in(), max(min(self._lease / 3, LONGEST_SLEEP), self._poll)
+            longest = max(min(self._lease / 3, LONGEST_SLEEP), self._poll)
+            if time.monotonic() < self._told_at + TOLD_ONCE:
+                longest = TOLD_ONCE
+            due_in = self._store().due_in()
             if due_in is None or due_in > 0:
                 return longest if due_in is None else min(due_in, longest)
         moved = self.step()

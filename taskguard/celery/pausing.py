@@ -25,7 +25,7 @@ logger = get_logger(__name__)
 
 LOOK_EVERY = 0.3
 """Seconds between two looks. With a turn of the event loop, a pause is everywhere within a second."""
-SELDOM = 10.0
+SELDOM = 5.0
 """Seconds between two looks where nothing is paused and the store tells when that changes."""
 FIRST_PATIENCE = 5.0
 """Seconds a worker that starts waits for the store's word before it consumes without it."""
@@ -54,6 +54,7 @@ class Pauser(bootsteps.StartStopStep):  # type: ignore[misc]
         """Leave out what is paused, and watch."""
         runtime = runtime_of(consumer.app)
         self._stop = stop = threading.Event()
+        self._rung, self._is_told = threading.Event(), False
         waited = 0.0
         while self._known is None and waited < FIRST_PATIENCE:
             if self._look(runtime) is None:
@@ -72,10 +73,10 @@ class Pauser(bootsteps.StartStopStep):  # type: ignore[misc]
     terminate = stop
 
     def _watch(self, consumer: Any, runtime: Runtime, stop: threading.Event) -> None:
-        paused: Paused | None = self._known
+        paused, rung = self._known, self._rung
         while not stop.is_set():
-            self._rung.wait(SELDOM if self._is_told and paused == {} and not self._held else LOOK_EVERY)
-            self._rung.clear()
+            rung.wait(SELDOM if self._is_told and paused == {} and not self._held else LOOK_EVERY)
+            rung.clear()
             if stop.is_set():
                 return
             with undisturbed:
@@ -84,10 +85,12 @@ class Pauser(bootsteps.StartStopStep):  # type: ignore[misc]
                 consumer.call_soon(self._in_turn, consumer, paused, stop)
 
     def _listen(self, runtime: Runtime, stop: threading.Event) -> None:
+        rung = self._rung
+
         def told(stands: bool) -> None:
             if not stop.is_set():  # else another has taken over
                 self._is_told = stands
-                self._rung.set()
+                rung.set()
 
         try:
             runtime.permits.watch_paused(told, stop=stop.is_set)

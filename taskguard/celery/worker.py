@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from celery import Celery, bootsteps, signals
@@ -28,7 +29,9 @@ OF_A_LEASE = 0.75
 """The lease of a Redis channel, as a share of a run's. Its end is seen a beat later, and the messages have yet to be
 taken again: with all of it, what was never started came back later than what was."""
 
-REAP_AFTER = (0.02, 0.1, 0.5, 1.0)
+REAP_EVERY = 0.5
+"""Seconds between two looks for dead children, where something turns the event loop."""
+REAP_AFTER = (0.05, 0.5)
 """Seconds after which a dead child is looked for once more. The pool looks when a child's pipe closes, a moment before
 the kernel lets it be waited for; what the pool misses then, it would find five seconds later."""
 
@@ -48,6 +51,7 @@ class Beating(bootsteps.StartStopStep):  # type: ignore[misc]
             raise SystemExit(f"taskguard: {exc}") from None
         fit_transport(worker.app)
         self._runs_here = not prefork
+        self._reaper: Reaper | None = None
         if prefork:
             signals.worker_process_init.connect(lambda **_: runtime.learn_limits(), weak=False)
 
@@ -86,6 +90,25 @@ class Beating(bootsteps.StartStopStep):  # type: ignore[misc]
                 hub.call_later(seconds, pool.maintain_pool)
 
         pool._event_process_exit = reaped
+        if hasattr(hub, "_waker"):
+            self._reaper = self._reaper or Reaper(pool)
+            hub.on_tick.add(self._reaper)
+        else:  # before kombu 5.7 nothing else turns an idle loop that has got a signal, or a call from another thread
+            hub.call_repeatedly(REAP_EVERY, pool.maintain_pool)
+
+
+class Reaper:
+    """Looks for dead children as the loop turns: a grandchild may hold the pipe open that would tell of one."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._looked_at = time.monotonic()
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at >= REAP_EVERY:
+            self._looked_at = now
+            self._pool.maintain_pool()
 
 
 class Relaying(bootsteps.StartStopStep):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import socket
@@ -18,10 +19,10 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from taskguard.custody import Claimed, Unique
+from taskguard.custody import Claimed, Hold, Unique
 from taskguard.envelope import Envelope
 from taskguard.errors import ConfigurationError, StoreError, StoreUnavailable
-from taskguard.record import Failure, Reason, State
+from taskguard.record import Attempt, Failure, Reason, State
 from taskguard.stores.redis import RedisStore
 from taskguard.stores.redis.connection import Connections
 from taskguard.stores.redis.scripts import Script
@@ -81,7 +82,7 @@ def keys(server: Redis, namespace: str) -> Callable[[], set[str]]:
     def now() -> set[str]:
         found = [key.decode() for key in server.scan_iter(match=f"*{namespace}*", count=1000)]
         assert all(key.startswith(f"{{tg:{namespace}:0}}:") for key in found), found
-        return {key.partition("}:")[2] for key in found}
+        return {key.partition("}:")[2] for key in found} - {"rung"}  # which lasts for a quarter of a second
 
     return now
 
@@ -340,3 +341,44 @@ def test_a_url_that_cannot_be_read_is_refused_without_its_password(url: str) -> 
         RedisStore.from_url(url, namespace="n")
     assert "s3cret" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+@pytest.mark.parametrize("state", ["dead", "published"])
+def test_a_record_as_the_first_versions_wrote_it_is_read(
+    store: RedisStore, server: Redis, clock: ManualClock, namespace: str, state: str
+) -> None:
+    """With the copy's name in full and a sequence of 0: a letter is displaced, a delivery before its claim crashes."""
+    old, at = order("t1", "a"), f"{clock() * 1000:.0f}"
+    base = f"{{tg:{namespace}:0}}"
+    record = {"st": state, "task": old.task, "tid": "t1", "key": "a", "copy": old.copy_id, "q": old.queue}
+    record |= {"fp": old.fingerprint, "seq": "0", "tok": at, "new": at, "at": at}
+    server.hset(f"{base}:record:{old.id}", mapping=record)
+    server.set(f"{base}:wire:{old.id}", old.to_wire())
+    server.zadd(f"{base}:state:{state}", {old.id: at})
+    found = store.find(old.id)
+    assert found is not None
+    assert found.primary
+    if state == "dead":
+        claimed(store, order("t2", "a"))
+        assert [letter.id for letter in store.scan(State.DEAD)] == [old.copy_id]
+    else:
+        attempt = Attempt(at=clock(), worker="w", outcome="crash", error="")
+        assert store.crash(Hold(old.id, "w/1"), old, attempt=attempt)
+        after = store.find(old.id)
+        assert after is not None
+        assert (after.crashes, after.primary, after.sequence) == (1, True, 0)
+
+
+def test_a_process_that_was_forked_in_c_has_connections_of_its_own(store: RedisStore) -> None:
+    """uWSGI forks so, and runs no hooks of Python's: both processes would read the answers on one connection."""
+    mine = store._connections.call(b"CLIENT", b"ID")
+    reading, writing = os.pipe()
+    child = ctypes.PyDLL(None).fork()
+    if child == 0:
+        os.write(writing, b"%d" % store._connections.call(b"CLIENT", b"ID"))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert int(os.read(reading, 20)) != mine
+    assert store._connections.call(b"CLIENT", b"ID") == mine
+    os.close(reading)
+    os.close(writing)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from queue import Empty
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tests.unit.test_redis_transport import Place, bodies
 
@@ -70,3 +71,34 @@ def test_a_queue_that_is_added_is_looked_into_at_once(place: Place, monkeypatch:
     desk.consumer.add_queue(added)
     desk.consumer.consume()
     assert bodies(desk.receive()) == ["waits"]
+
+
+@pytest.mark.parametrize("under_way", ["a turn", "a look"])
+def test_a_queue_that_is_added_while_a_request_is_under_way_is_looked_into(
+    place: Place, monkeypatch: pytest.MonkeyPatch, under_way: str
+) -> None:
+    """Its answer says nothing of that queue."""
+    monkeypatch.setattr("taskguard.celery.redis_broker.taker.SELDOM", 1000)
+    desk = place.desk()
+    assert desk.quiet()
+    taker, added = desk.channel.taker, place.queue_named("added")
+    place.send("waits", queue=added)
+    if under_way == "a turn":
+        taker._ask(1)
+    else:
+        taker._look(taker._line, [place.queue.name])
+    desk.consumer.add_queue(added)
+    desk.consumer.consume()
+    assert bodies(desk.receive()) == ["waits"]
+
+
+def test_a_line_that_may_no_longer_be_told_is_given_up(place: Place) -> None:
+    """A new one finds out, and looks often: with this one each message would wait for the next look."""
+    desk = place.desk()
+    assert desk.quiet()
+    taker = desk.channel.taker
+    taker._line._ask("CLIENT", "TRACKING", "OFF")
+    taker._look(taker._line, [place.queue.name])
+    with pytest.raises(RedisConnectionError, match="does not tell"):
+        taker.read()
+    assert taker._line is None

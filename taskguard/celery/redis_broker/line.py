@@ -77,14 +77,11 @@ class Line:
         connection = self._connected(self.turns)
         connection.send_packed_command(connection.pack_command(*command), check_health=False)
 
-    def look(self, keys: Sequence[Any]) -> int:
-        """Ask how many of *keys* are there, and to be told when that changes. Returns how many replies come; it is in
-        the last one.
-        """
+    def look(self, keys: Sequence[Any]) -> None:
+        """Ask how many of *keys* are there. On a tracked line, to be told of a change: a reply before that one."""
         connection = self._connected(self.turns)
         commands = [("CLIENT", "CACHING", "YES")] * self.tracked + [("EXISTS", *keys)]
         connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-        return len(commands)
 
     def read(self) -> Any:
         """The next reply. Raises an error reply."""

@@ -31,7 +31,7 @@ SLICE = 0.01
 """Seconds of handing over, or since the event loop last asked, after which something else gets a chance."""
 PAUSE = 1.0
 """Seconds a consumer without an event loop waits for one message."""
-SELDOM = 5.0
+SELDOM = 3.0
 """Seconds after which an idle consumer looks by itself, should the broker not have told it."""
 UNTOLD = 0.1
 """Seconds between two looks where the broker cannot tell of new messages."""
@@ -43,7 +43,7 @@ READ_PATIENCE = 2.0
 
 @dataclass(slots=True)
 class Request:
-    """What was asked. Without a count it took nothing; *looked*: whether there is something."""
+    """What was asked. Without a count it took nothing; *looked*: whether there is something; *tracks*: to be told."""
 
     acked: list[str]
     first: int
@@ -51,6 +51,7 @@ class Request:
     queues: list[str]
     looked: bool
     sent_at: float
+    tracks: bool = False
 
 
 class Taker:
@@ -160,9 +161,10 @@ class Taker:
     def _look(self, line: Line, queues: list[str]) -> None:
         """Ask whether something is there; being asked, the broker tells when that changes."""
         self._told = False
-        replies = line.look(self._keys_of(queues))
-        for last in (*(False for _ in range(replies - 1)), True):
-            self._awaited.append(Request([], self._next, 0, queues, last, monotonic()))
+        line.look(self._keys_of(queues))
+        if line.tracked:
+            self._awaited.append(Request([], self._next, 0, queues, False, monotonic(), tracks=True))
+        self._awaited.append(Request([], self._next, 0, queues, True, monotonic()))
 
     def _open(self) -> Line:
         if self._line is None:
@@ -248,13 +250,17 @@ class Taker:
             raise
         except stock.redis.exceptions.ResponseError as exc:
             self._awaited.popleft()
+            if request.tracks:  # not any more: a new line finds out, and looks often
+                raise stock.redis.exceptions.ConnectionError(f"Redis does not tell of new messages: {exc}") from exc
             self._refused(line, request, exc)
             return
         self._awaited.popleft()
         self._heard_at = monotonic()
         if request.looked:
-            # What came right after the look may be told before its answer is read, and is not told twice.
-            self._look_at = 0.0 if reply or self._told else monotonic() + self.patience
+            # What came right after the look may be told before its answer is read, and is not told twice. And a queue
+            # that is consumed since was not looked into.
+            is_idle = not reply and not self._told and set(request.queues) >= set(self._channel.active_queues)
+            self._look_at = monotonic() + self.patience if is_idle else 0.0
         elif request.wanted:
             self._receive(request, reply)
             if len(reply) < 2 * request.wanted and not self._closed:

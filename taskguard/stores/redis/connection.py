@@ -8,6 +8,7 @@ repeated; a forked child drops what it inherited; one that was left in the middl
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -27,7 +28,6 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from taskguard import forks
 from taskguard.errors import ConfigurationError, StoreError, StoreUnavailable
 from taskguard.stores.redis.scripts import Script
 
@@ -64,7 +64,7 @@ class Connections:
                 "unix:///path for a socket), with special characters in the password percent-encoded"
             ) from None
         self._idle: deque[Any] = deque()
-        self._process = forks.process
+        self._pid = os.getpid()
 
     @property
     def server(self) -> tuple[str, int]:
@@ -113,9 +113,10 @@ class Connections:
             idle.pop().disconnect()
 
     def _own_idle(self) -> deque[Any]:
-        if self._process is not forks.process:
+        # Not `forks.process`: what forks in C (uWSGI) runs no hooks of Python's, and both would read one socket.
+        if self._pid != os.getpid():
             # The parent still uses these sockets: forgetting them closes only this process's descriptors.
-            self._idle, self._process = deque(), forks.process
+            self._idle, self._pid = deque(), os.getpid()
         return self._idle
 
     def _call(self, command: tuple[bytes, ...] | bytes) -> Any:

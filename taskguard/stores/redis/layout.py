@@ -72,7 +72,7 @@ def to_record(id: str, fields: Sequence[bytes], wire: bytes | None, result: byte
         task_id=text(b"tid"),
         key=text(b"key") if b"key" in record else text(b"tid"),
         state=State(text(b"st")),
-        primary=b"cp" in record,
+        primary=b"cp" in record or b"copy" in record,
         sequence=number(b"seq"),
         fingerprint=text(b"fp"),
         queue=text(b"q"),

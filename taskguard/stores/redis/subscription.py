@@ -6,15 +6,18 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, RedisError
 
 from taskguard.errors import StoreError, StoreUnavailable
+from taskguard.forks import undisturbed
 from taskguard.stores.redis.connection import Connections
 
 SILENCE = 5.0
 """Seconds without a word after which the server is asked for one: a cut cable says nothing."""
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 2.0
 """Seconds between two attempts to subscribe, in an outage."""
+REFUSED_PAUSE = 60.0
+"""Seconds until a server is asked again that does not let this user listen."""
 GLANCE = 0.2
 """Seconds at most between two questions whether to stop, while there is an outage."""
 
@@ -35,11 +38,11 @@ class Subscription:
         heard: Callable[[bytes], None],
         lost: Callable[[], None] = lambda: None,
         stop: Callable[[], bool],
-        glance: float = SILENCE,
+        glance: float | None = None,
     ) -> None:
         self._connections, self._channel = connections, channel
         self._opened, self._heard, self._lost = opened, heard, lost
-        self._stop, self._glance = stop, glance
+        self._stop, self._glance = stop, SILENCE if glance is None else glance
 
     def run(self) -> None:
         """Blocks until it is told to stop. An outage is waited for, with growing pauses."""
@@ -47,14 +50,16 @@ class Subscription:
         while not self._stop():
             connection = self._connections.open()
             try:
-                connection.send_command(b"SUBSCRIBE", self._channel)
-                connection.read_response()
-                self._opened()
+                with undisturbed:
+                    connection.send_command(b"SUBSCRIBE", self._channel)
+                    connection.read_response()
+                    self._opened()
                 pause = SHORTEST_PAUSE
                 self._listen(connection)
-            except (RedisError, StoreError, OSError):
+            except (RedisError, StoreError, OSError) as exc:
                 self._lost()
-                self._rest(pause)
+                refused = isinstance(exc, NoPermissionError) or isinstance(exc.__cause__, NoPermissionError)
+                self._rest(REFUSED_PAUSE if refused else pause)
                 pause = min(pause * 2, LONGEST_PAUSE)
             finally:
                 connection.disconnect()
@@ -85,12 +90,17 @@ def bell(
 ) -> Subscription:
     """A subscription that says no more than that something changed: True. False: it is lost, and nothing will be said.
 
-    It rings once when it stands, which shows that who listens may also publish, as the scripts must.
+    It is lost, too, where this user may listen and not publish: then its scripts cannot ring.
     """
+
+    def opened() -> None:
+        connections.call(b"PUBLISH", channel + b":hello", b"")  # nobody hears it
+        told(True)
+
     return Subscription(
         connections,
         channel,
-        opened=lambda: connections.call(b"PUBLISH", channel, b""),
+        opened=opened,
         heard=lambda _: told(True),
         lost=lambda: told(False),
         stop=stop,

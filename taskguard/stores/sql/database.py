@@ -9,6 +9,7 @@ error becomes one line with the way out.
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,6 @@ from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.sql.dml import UpdateBase
 
-from taskguard import forks
 from taskguard.clock import Clock, wall_clock
 from taskguard.errors import StoreError, StoreUnavailable
 from taskguard.stores.sql import migrations
@@ -51,7 +51,7 @@ class Database:
         self.dialect.creates = creates
         self.timeout = timeout
         self._clock = clock if clock is not None or dialect.now is not None else wall_clock
-        self._process = forks.process
+        self._pid = os.getpid()
         self._lane = self._new_lane()
         self._offset = (0.0, 0.0, 0.0)
 
@@ -172,10 +172,10 @@ class Database:
         return Lane(self.dialect.engine(self.timeout), keeps=self.dialect.keeps)
 
     def _leave_inherited(self) -> None:
-        if self._process is not forks.process:
+        if self._pid != os.getpid():
             self._inherited.append(self._lane)
             self._lane = self._new_lane()
-            self._process = forks.process
+            self._pid = os.getpid()
 
     def _attempt(self, work: Callable[[Connection], T], transaction: bool) -> T:
         self._leave_inherited()

@@ -6,6 +6,7 @@ looks by itself.
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from contextlib import suppress
@@ -13,7 +14,6 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from taskguard import forks
 from taskguard.stores.sql.database import Database
 
 RECONNECT = 1.0
@@ -27,7 +27,7 @@ class Listener:
         self._database = database
         self._channel = channel
         self._connection: Connection | None = None
-        self._process: object = None
+        self._pid = 0
         self._try_at = 0.0
 
     def wait(self, seconds: float) -> bool:
@@ -46,11 +46,11 @@ class Listener:
         return True
 
     def _raw(self) -> Any:
-        if self._connection is not None and self._process is forks.process:
+        if self._connection is not None and self._pid == os.getpid():
             return self._connection.connection.driver_connection
         if time.monotonic() < self._try_at:
             return None
-        self._try_at, self._process, self._connection = time.monotonic() + RECONNECT, forks.process, None
+        self._try_at, self._pid, self._connection = time.monotonic() + RECONNECT, os.getpid(), None
         try:
             connection = self._database.connect()
             connection.exec_driver_sql(f'LISTEN "{self._channel}"')
@@ -62,7 +62,7 @@ class Listener:
     def close(self) -> None:
         """Stop listening."""
         connection, self._connection = self._connection, None
-        if connection is not None and self._process is forks.process:
+        if connection is not None and self._pid == os.getpid():
             with suppress(Exception):
                 connection.invalidate()
                 connection.close()

@@ -8,8 +8,8 @@
 -- A record is a hash of short fields, absent where they are empty:
 --   st state, task, tid task id, key (absent where it is the task id), cp id of its message's copy (only primaries),
 --   q queue, fp fingerprint, seq sequence, tok token, who holder, cr crashes, ls lease, kp kept, due ms, exp ms, on waits on, why failure,
---   log history, new created ms, at entered its state ms. A first run has neither of the two: both are its token. So
---   has no record that a token was made for since. No sequence is 0.
+--   log history, new created ms, at entered its state ms. A first run has neither of the two: both are its token. A
+--   sequence that is absent is 0.
 -- The long texts rest beside it (`:wire:`, `:result:`), because one long field costs a hash its compact form.
 
 local base, now = KEYS[1], tonumber(ARGV[1])
@@ -37,6 +37,8 @@ local function load(id)
   local record = {}
   for i = 1, #flat, 2 do record[flat[i]] = flat[i + 1] end
   record.new, record.at = record.new or record.tok, record.at or record.tok
+  record.cp, record.copy = record.cp or record.copy, nil  -- as the first versions wrote it, and a sequence of 0
+  if record.seq == '0' then record.seq = nil end
   if record.exp and tonumber(record.exp) <= now then return nil, record, flat end
   return record, record, flat
 end
@@ -46,10 +48,12 @@ local function reindex(index, id, old, new)
   if new then redis.call('ZADD', base .. index, new, id) else redis.call('ZREM', base .. index, id) end
 end
 
--- Tell the relays that something is due sooner than all they know of. Where this user may not publish, they look often.
+-- Tell the relays that something is due sooner than all they know of; no oftener than they look, for who is told looks
+-- once more a poll later. Where this user may not publish they find it when they look by themselves.
 local function reindex_due(id, old, new)
   reindex(':due', id, old, new)
-  if new and (not old or tonumber(new) < tonumber(old)) and redis.call('ZRANGE', base .. ':due', 0, 0)[1] == id then
+  if new and (not old or tonumber(new) < tonumber(old)) and redis.call('ZRANGE', base .. ':due', 0, 0)[1] == id
+    and redis.call('SET', base .. ':rung', '', 'NX', 'PX', 250) then
     redis.pcall('PUBLISH', base .. ':due', '')
   end
 end
