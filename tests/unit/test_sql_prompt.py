@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -202,3 +203,17 @@ def test_a_connection_that_was_lost_is_not_kept(server_url: str, open_store: Ope
     claim(store, message("after"))
     claim(store, message("then"))
     assert len(made) == 1
+
+
+def test_a_thread_may_take_what_another_was_about_to_give_back(server_url: str, open_store: Open) -> None:
+    """One is kept for all of them, and a transaction gives it back while a statement may just have taken it."""
+
+    class Snatched(deque[Any]):
+        def __len__(self) -> int:
+            return 1
+
+    store = open_store(server_url)
+    claim(store, message())
+    store._database._lane.close()
+    store._database._lane._kept = Snatched()
+    assert store.find(message().id) is not None

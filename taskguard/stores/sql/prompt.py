@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Engine
@@ -42,8 +43,9 @@ class Lane:
 
     def close(self) -> None:
         """Give to the pool what is kept."""
-        while self._kept:
-            self._kept.pop().close()
+        with suppress(IndexError):  # and not while there are some: another thread may take the last
+            while True:
+                self._kept.pop().close()
 
 
 class Prompt:
